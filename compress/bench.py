@@ -1,0 +1,300 @@
+"""Latency and answers of shipped bytes: every visit is a fresh child process that holds one artifact in one runtime.
+
+Rounds visit all cells in a new seeded order, so that a drift of the machine falls on all of them alike; the parent
+sleeps while a child runs and never imports a runtime. See `worker.py` for what a visit records.
+"""
+
+import hashlib
+import shutil
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import catalog, environment
+from compress.child import ChildFailed, readable, run_child, workspace
+from compress.errors import InputRejected, Unmeasurable
+from compress.types import Artifact, Measurement
+
+# Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
+POOL_SIZE = 128
+ANSWER_BATCH = 64
+START_ALLOWANCE_S = 120.0
+INSPECT_MEMORY_BYTES = 8 << 30
+LARGEST_ONNX_BYTES = 2 << 30  # protobuf's own limit
+# Failures of opening that are the machine's and not the file's; the adapters' contract, see runtimes/__init__.py.
+NOT_THE_FILE = frozenset(["RuntimeError", "ImportError", "ModuleNotFoundError", "OSError"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """How long to measure: rounds, and for each visit the least warm-up (runs and seconds) and the timed block."""
+
+    name: str
+    rounds: int
+    warmup_runs: int
+    warmup_s: float
+    block_s: float
+
+
+_TIERS = (
+    Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.25),
+    Tier(name="quick", rounds=5, warmup_runs=10, warmup_s=0.5, block_s=1.0),
+    Tier(name="standard", rounds=10, warmup_runs=10, warmup_s=1.0, block_s=2.0),
+    Tier(name="rigorous", rounds=30, warmup_runs=30, warmup_s=3.0, block_s=10.0),
+)
+TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _TIERS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One thing to measure: an artifact in a runtime (a catalogue name) at a number of threads and a batch size."""
+
+    name: str
+    artifact: Artifact
+    runtime: str
+    threads: int
+    batch: int = 1
+
+
+def measure(
+    cells: Sequence[Cell],
+    images: np.ndarray,
+    tier: Tier,
+    *,
+    seed: int,
+    scratch: Path,
+    on_visit: Callable[[int, int], None] = lambda done, total: None,
+    plugins: tuple[Path, ...] = (),
+    timeout_s: float = 0.0,
+) -> list[Measurement]:
+    """One Measurement a cell, in the order of `cells`; a failed cell states its reason and stops no other.
+
+    `images`: real images, uint8 `[N,H,W,C]`. `on_visit(done, total)` is called between visits. `timeout_s` is for one
+    visit; 0 derives it from the tier. Raises UsageError for an unknown runtime, ValueError for two cells of one name.
+    """
+    if len({cell.name for cell in cells}) < len(cells):
+        raise ValueError(f"cells need names of their own, got {[cell.name for cell in cells]}")
+    timeout_s = timeout_s or START_ALLOWANCE_S + 20 * (tier.warmup_s + tier.block_s)
+    visits: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
+    failures: dict[str, str] = {}
+    with workspace(scratch) as work:
+        specs = _prepare(cells, images, seed, work, plugins, failures)
+        plan = [
+            (number, position, cells[index])
+            for number in range(tier.rounds)
+            for position, index in enumerate(visit_order(seed, number, len(cells)))
+        ]
+        for done, (number, position, cell) in enumerate(plan):
+            on_visit(done, len(plan))
+            if cell.name in failures:
+                continue
+            spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number]}
+            try:
+                visit = _visit(spec, work, timeout_s, plugins)
+            except ChildFailed as failure:
+                failures[cell.name] = readable(failure, spec["model"], cell.artifact.path)
+                continue
+            visits[cell.name].append(visit | {"round": number, "position": position})
+        on_visit(len(plan), len(plan))
+    return [_measurement(cell, visits[cell.name], failures.get(cell.name, "")) for cell in cells]
+
+
+def visit_order(seed: int, round_number: int, count: int) -> list[int]:
+    """The order in which a round visits `count` cells: a function of its arguments alone."""
+    return np.random.default_rng([seed, round_number]).permutation(count).tolist()
+
+
+def answers(
+    artifact: Artifact,
+    runtime: str,
+    images: np.ndarray,
+    *,
+    threads: int,
+    scratch: Path,
+    plugins: tuple[Path, ...] = (),
+    timeout_s: float = 0.0,
+) -> np.ndarray:
+    """Logits float32 `[N,K]` of uint8 images `[N,H,W,C]`, each asked exactly once, of the artifact's own bytes.
+
+    Raises InputRejected when the file is not what it should be, Unmeasurable when the runtime gives no answer.
+    """
+    if len(images) == 0:
+        raise Unmeasurable(f"no image to ask {artifact.path} about", hint="name a data set with at least one image")
+    _check_shape(artifact, images)
+    with workspace(scratch) as work:
+        reason = _unusable(runtime, artifact.format, work, plugins)
+        if reason:
+            raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {reason}")
+        copy = _private_copy(artifact, work / "model")
+        np.save(work / "images.npy", images)
+        spec = _spec("answers", runtime, copy, threads, plugins) | {
+            "images": str(work / "images.npy"),
+            "batch": ANSWER_BATCH,
+            "logits": str(work / "logits.npy"),
+        }
+        try:
+            run_child(spec, work, timeout_s or START_ALLOWANCE_S + 0.5 * len(images), plugins)
+        except ChildFailed as failure:
+            text = readable(failure, str(copy), artifact.path)
+            if failure.stage == "load" and failure.kind not in NOT_THE_FILE:
+                raise _rejected(artifact.path, text) from failure
+            raise Unmeasurable(f"{artifact.path} gave no answers in {runtime}: {text}") from failure
+        logits = np.load(work / "logits.npy")
+    classes = len(artifact.class_names) or logits.shape[1]
+    if logits.shape != (len(images), classes):
+        raise InputRejected(
+            f"{artifact.path} answers with shape {list(logits.shape)}, expected {[len(images), classes]}",
+            hint="the output must be logits, one column a class of the manifest",
+        )
+    return logits
+
+
+def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
+    """`inputs` and `outputs` (name, shape, type), `metadata` and `producer` of an ONNX file, opened in a child only.
+
+    Raises InputRejected naming the file when it is missing, malformed, too large or refers to files beside it;
+    Unmeasurable when ONNX Runtime itself cannot be used.
+    """
+    _check_file(path)
+    with workspace(scratch) as work:
+        reason = _unusable("ort_cpu", "onnx", work, ())
+        if reason:
+            raise Unmeasurable(f"cannot inspect {path}: {reason}")
+        (work / "model").mkdir()
+        copy = shutil.copyfile(path, work / "model" / "model.onnx")
+        spec = _spec("inspect", "ort_cpu", copy, 1, ()) | {"memory_bytes": INSPECT_MEMORY_BYTES}
+        try:
+            return run_child(spec, work, START_ALLOWANCE_S, ())
+        except ChildFailed as failure:
+            raise _rejected(path, readable(failure, str(copy), path)) from failure
+
+
+def runtime_file(name: str, plugins: tuple[Path, ...] = ()) -> Path:
+    """The adapter's file; UsageError for an unknown name."""
+    return catalog._find("runtimes", name, plugins)[0].resolve()
+
+
+def _prepare(
+    cells: Sequence[Cell],
+    images: np.ndarray,
+    seed: int,
+    work: Path,
+    plugins: tuple[Path, ...],
+    failures: dict[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Each usable cell's worker spec, by name; the reasons of the others go into `failures`."""
+    count = min(POOL_SIZE, len(images))
+    chosen = np.random.default_rng([seed]).choice(len(images), size=count, replace=False)
+    np.save(work / "images.npy", images[np.sort(chosen)])
+    kinds = dict.fromkeys((cell.runtime, cell.artifact.format) for cell in cells)
+    reasons = {kind: _unusable(*kind, work, plugins) for kind in kinds}
+    specs: dict[str, dict[str, Any]] = {}
+    for index, cell in enumerate(cells):
+        try:
+            _check_shape(cell.artifact, images)
+            reason = reasons[cell.runtime, cell.artifact.format]
+            copy = _private_copy(cell.artifact, work / f"model{index}")
+        except InputRejected as error:
+            reason, copy = error.message, Path()
+        if reason:
+            failures[cell.name] = reason
+            continue
+        specs[cell.name] = _spec("latency", cell.runtime, copy, cell.threads, plugins) | {
+            "images": str(work / "images.npy"),
+            "batch": cell.batch,
+        }
+    return specs
+
+
+def _spec(mode: str, runtime: str, model: Path, threads: int, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    adapter = runtime_file(runtime, plugins)
+    return {"mode": mode, "adapter": str(adapter), "model": str(model), "threads": threads}
+
+
+def _visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    throttled = environment.throttled_periods()
+    load = environment.load_average()
+    visit = run_child(spec, work, timeout_s, plugins)
+    return visit | {"load_average": load, "throttled_periods": environment.throttled_periods() - throttled}
+
+
+def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Measurement:
+    return Measurement(
+        cell=cell.name,
+        artifact=cell.artifact.stage,
+        artifact_digest=cell.artifact.digest,
+        runtime=cell.runtime,
+        runtime_version=visits[0]["runtime_version"] if visits else "",
+        threads=cell.threads,
+        # A cell that failed half-way has no median over rounds to compare.
+        visits=() if failure else tuple(visits),
+        failure=failure,
+    )
+
+
+def _unusable(runtime: str, format: str, work: Path, plugins: tuple[Path, ...]) -> str:
+    """Why `runtime` cannot run an artifact of `format` here; asked in a child, for it may import the runtime."""
+    spec = {"mode": "probe", "adapter": str(runtime_file(runtime, plugins))}
+    try:
+        state = run_child(spec, work, START_ALLOWANCE_S, plugins)
+    except ChildFailed as failure:
+        return str(failure)
+    if state["format"] != format:
+        return f"{runtime} reads {state['format']} artifacts, this one is {format}"
+    return state["unavailable"]
+
+
+def _check_shape(artifact: Artifact, images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [N,H,W,C], got {images.dtype} {images.shape}")
+    _, height, width, channels = images.shape
+    if artifact.input_shape != (channels, height, width):
+        raise InputRejected(
+            f"{artifact.path} takes images of shape {list(artifact.input_shape)} (channels, height, width), "
+            f"the data has {[channels, height, width]}",
+            hint="measure it on the data set that it was made for",
+        )
+
+
+def _check_file(path: Path) -> None:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputRejected(f"cannot open {path}: {error.strerror}", hint="check the path") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise InputRejected(f"{path} is not a regular file", hint="name the .onnx file itself")
+    if state.st_size == 0:
+        raise InputRejected(f"{path} is empty (0 bytes)", hint="export it again")
+    if state.st_size > LARGEST_ONNX_BYTES:
+        raise InputRejected(f"{path} has {state.st_size} bytes; an ONNX file ends at 2 GiB")
+
+
+def _private_copy(artifact: Artifact, folder: Path) -> Path:
+    """A copy that nothing can change during the measurement and that has no neighbours to refer to.
+
+    The digest of a file is checked on the copy; a folder (format `torch`) is verified by whoever loads it.
+    """
+    if artifact.path.is_dir():
+        return Path(shutil.copytree(artifact.path, folder))
+    _check_file(artifact.path)
+    folder.mkdir()
+    copy = Path(shutil.copyfile(artifact.path, folder / f"model{artifact.path.suffix}"))
+    with copy.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != artifact.digest:
+        raise InputRejected(
+            f"{artifact.path} is not the file of its manifest: sha256 {digest[:12]}…, expected {artifact.digest[:12]}…",
+            hint="make the artifact again",
+        )
+    return copy
+
+
+def _rejected(path: Path, reason: str) -> InputRejected:
+    hint = "export it again, or check the download"
+    if "external data" in reason.lower():
+        reason, hint = f"it refers to other files ({reason})", "save it again with its weights inside the file"
+    return InputRejected(f"{path} is not a usable model file: {reason}", hint=hint)

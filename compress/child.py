@@ -1,0 +1,126 @@
+"""One worker process: started clean, waited for without polling, and gone with all that it started.
+
+Used by `bench.py`; `worker.py` is the other side.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+WORKER = Path(__file__).with_name("worker.py")
+# What a child may know of this environment: nothing that holds credentials.
+PASSED_ON = frozenset("PATH HOME LANG LC_ALL LD_LIBRARY_PATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES CUDA_PATH".split())
+
+
+class ChildFailed(Exception):
+    """A child that gave no result. `stage` and `kind` (exception class) are empty when it died without a word."""
+
+    def __init__(self, reason: str, stage: str = "", kind: str = ""):
+        super().__init__(reason)
+        self.stage = stage
+        self.kind = kind
+
+
+@contextlib.contextmanager
+def workspace(scratch: Path) -> Iterator[Path]:
+    """A folder below `scratch` (made when absent) that is removed at the end."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="bench-") as folder:
+        yield Path(folder).resolve()
+
+
+def run_child(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    """The result of one worker process. Whatever it started is gone on return. Raises ChildFailed."""
+    folder = Path(tempfile.mkdtemp(dir=work))
+    result, log = folder / "result.json", folder / "log.txt"
+    # The child's own alarm is for the case that this process is killed first.
+    full = spec | {"result": str(result), "cap_s": int(timeout_s) + 10}
+    (folder / "spec.json").write_text(json.dumps(full))
+    # -P: without it this package's own folder comes first on the path and its types.py hides Python's.
+    command = [sys.executable, "-P", str(WORKER), str(folder / "spec.json")]
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            cwd=folder,
+            env=_child_environment(spec.get("threads", 1), folder, plugins),
+            start_new_session=True,
+        )
+        try:
+            finished = _wait(child, timeout_s)
+        finally:
+            _kill_group(child)
+    if not finished:
+        raise ChildFailed(f"no result within {timeout_s:g} s; stopped")
+    return _read_result(result, log, child.returncode)
+
+
+def _wait(child: subprocess.Popen, timeout_s: float) -> bool:
+    """Whether the child ended in time. Sleeps in poll(2): `Popen.wait(timeout)` wakes up twenty times a second."""
+    try:
+        descriptor = os.pidfd_open(child.pid)
+    except (AttributeError, OSError):  # not Linux, or a kernel or sandbox without it
+        try:
+            child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _kill_group(child: subprocess.Popen) -> None:
+    # The group may be empty already when the child was the only one in it.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _child_environment(threads: int, folder: Path, plugins: tuple[Path, ...]) -> dict[str, str]:
+    passed = {name: value for name, value in os.environ.items() if name in PASSED_ON}
+    pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    paths = [str(WORKER.parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **passed,
+        **pools,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TMPDIR": str(folder),
+        "COMPRESS_PLUGINS": os.pathsep.join(str(p.resolve()) for p in plugins),
+    }
+
+
+def _read_result(result: Path, log: Path, status: int) -> dict[str, Any]:
+    if not result.exists():
+        lines = log.read_text(errors="replace").strip().splitlines()
+        last = f" (last words: {lines[-1][:300]})" if lines else ""
+        if status < 0:
+            memory = "; out of memory?" if status == -signal.SIGKILL else ""
+            raise ChildFailed(f"the child was killed by {signal.Signals(-status).name}{memory}{last}")
+        raise ChildFailed(f"the child ended with exit status {status} and no result{last}")
+    try:
+        content = json.loads(result.read_text())
+    except ValueError as error:
+        raise ChildFailed(f"the child's result is not JSON: {error}") from error
+    if "error" in content:
+        raise ChildFailed(f"{content['stage']}: {content['error']}", content["stage"], content["kind"])
+    return content
+
+
+def readable(failure: ChildFailed, copy: str, original: Path) -> str:
+    """The reason on one line, naming the user's file; control characters of a hostile file do not reach a terminal."""
+    text = str(failure).replace(copy, str(original)).replace(str(Path(copy).parent), "…")
+    return "".join(c if c.isprintable() else " " for c in text)[:600]

@@ -1,0 +1,62 @@
+"""`compress`: the group of commands, and the one place where errors become messages and exit codes."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+from compress import __version__
+from compress.errors import CompressError, unknown
+
+_FOLDER = Path(__file__).parent
+_NOT_COMMANDS = ("__init__", "main", "options")
+
+
+class _Commands(click.Group):
+    """Commands are the modules beside this one; each has a click command named `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(p.stem.rstrip("_") for p in _FOLDER.glob("*.py") if p.stem not in _NOT_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        for path in _FOLDER.glob("*.py"):
+            if path.stem.rstrip("_") == name and path.stem not in _NOT_COMMANDS:
+                return importlib.import_module(f"compress.cli.{path.stem}").command
+        return None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            raise unknown("command", name, self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="compress")
+def compress() -> None:
+    """Distil, prune, quantize and measure image classifiers; the shipped artifact is ONNX.
+
+    \b
+    compress run --student mobilenet --kd fitnet --quantize int8
+    compress run --data PHOTOS --teacher resnet56 --teacher-checkpoint FILE --student mobilenet
+    compress verify models/RUN
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 a gate failed, 4 no valid measurement, 5 input rejected, 130 and 143
+    interrupted (the same command goes on).
+    """
+
+
+def main() -> None:
+    """Entry point: runs the command; a CompressError is printed for people, without a traceback."""
+    try:
+        sys.exit(compress.main(standalone_mode=False))
+    except CompressError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)

@@ -1,0 +1,64 @@
+"""Options that several commands share, and the way from flags to a Recipe."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress import recipe
+from compress.errors import UsageError
+
+plugin = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Python file with a network or method of your own; its name is the file's. It is executed.",
+)
+threads = click.option("--threads", default="1", show_default=True, help="Numbers of threads, apart by commas.")
+
+# what has a flag of its own; every other key of a recipe is set by --set
+_FLAGS = (
+    "data", "teacher", "teacher_checkpoint", "teacher_mean", "teacher_std", "student", "width", "kd", "prune",
+    "quantize", "epochs", "max_drop", "runtimes", "seed", "device", "out", "on_bad",
+)  # fmt: skip
+
+
+def recipe_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of a Recipe, made from its fields; values stay texts until the Recipe checks them."""
+    fields = {f.name: f for f in dataclasses.fields(recipe.Recipe)}
+    for name in reversed(_FLAGS):
+        default = fields[name].default
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        text = fields[name].metadata["help"]
+        help_text = f"{text[0].upper()}{text[1:]}." + (f" [{shown}]" if shown not in ("", 0) else "")
+        flag = "--" + name.replace("_", "-")
+        function = click.option(flag, name, multiple=name == "kd", default=None, help=help_text)(function)
+    return function
+
+
+def to_recipe(flags: dict[str, Any], recipe_file: Path | None, settings: tuple[str, ...], download: bool) -> Any:
+    """Defaults, then the recipe file, then flags, then --set. Raises UsageError or InputRejected."""
+    values: dict[str, Any] = recipe.read(recipe_file) if recipe_file else {}
+    recipe.from_values(values, f"the recipe {recipe_file}")
+    given = {k: v for k, v in flags.items() if v not in (None, ())}
+    recipe.from_values(given, "the command line")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set needs KEY=VALUE, got `{setting}`", hint="for example --set batch_size=64")
+        recipe.from_values({key.strip(): value}, "--set")
+        given[key.strip()] = value
+    if download:
+        given["download"] = "true"
+    return recipe.from_values({**values, **given})
+
+
+def existing_plugins(plugins: tuple[Path, ...]) -> tuple[Path, ...]:
+    for path in plugins:
+        if not path.is_file():
+            raise UsageError(f"--plugin: there is no file {path}")
+    return tuple(p.resolve() for p in plugins)

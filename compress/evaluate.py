@@ -1,0 +1,29 @@
+"""Evaluate: what an artifact's own bytes answer, counted. Facts only; intervals are made in `report/rows.py`."""
+
+from typing import Any
+
+import numpy as np
+
+
+def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None = None) -> dict[str, Any]:
+    """Counts over labelled images, logits `[N,K]`, labels `[N]`; `baseline` are another artifact's logits.
+
+    `baseline_only` are images that the baseline alone gets right, `this_only` the reverse, `agree` equal top-1.
+    """
+    right = logits.argmax(1) == labels
+    facts: dict[str, Any] = {"n": len(labels), "correct": int(right.sum()), "top5_correct": None}
+    if logits.shape[1] > 5:
+        top5 = np.argpartition(-logits, 4, axis=1)[:, :5]
+        facts["top5_correct"] = int((top5 == labels[:, None]).any(1).sum())
+    if baseline is not None:
+        base_right = baseline.argmax(1) == labels
+        facts["baseline_correct"] = int(base_right.sum())
+        facts["baseline_only"] = int((base_right & ~right).sum())
+        facts["this_only"] = int((right & ~base_right).sum())
+        facts["agree"] = int((logits.argmax(1) == baseline.argmax(1)).sum())
+    return facts
+
+
+def drop_points(facts: dict[str, Any]) -> float:
+    """Top-1 lost against the baseline, in percentage points (negative when gained)."""
+    return 100.0 * (facts["baseline_correct"] - facts["correct"]) / facts["n"]

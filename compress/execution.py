@@ -1,0 +1,129 @@
+"""How to run a network on this machine: memory layout, precision, threads. Measured, not guessed.
+
+bf16 doubles some networks on some processors and halves others, and with another process busy one thread can beat two;
+so a short probe on the real batch decides, says so, and its answer is remembered and becomes part of what it led to.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.fuse import fold_batchnorm
+
+# a change of layout or precision must win by this much, so that noise does not choose
+MARGIN = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """`precision` is "float32" or "bfloat16" (autocast for a trained network; whole weights for a frozen one)."""
+
+    channels_last: bool = True
+    precision: str = "float32"
+    threads: int = 1
+    frozen: bool = False
+
+    def context(self, device_type: str) -> AbstractContextManager[Any]:
+        if self.frozen:
+            return torch.no_grad()
+        if self.precision == "bfloat16":
+            return torch.autocast(device_type, torch.bfloat16)
+        return nullcontext()
+
+    def arrange(self, inputs: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return inputs.contiguous(memory_format=layout)
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        """Put a network into this layout, in place; a frozen one also into this precision."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        if self.frozen and self.precision == "bfloat16":
+            network.body.to(torch.bfloat16)  # type: ignore[union-attr]
+        return network.to(memory_format=layout)  # type: ignore[call-overload]
+
+    def describe(self) -> str:
+        layout = "channels-last" if self.channels_last else "contiguous"
+        return f"{layout} {self.precision}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+def choose(
+    network: nn.Module,
+    inputs: Tensor,
+    *,
+    frozen: bool,
+    threads: tuple[int, ...],
+    precisions: tuple[str, ...] = ("float32", "bfloat16"),
+) -> tuple[Execution, dict[str, Any]]:
+    """The fastest execution of `network` on `inputs` `[B,C,H,W]`, and facts: a sentence and the rate in images/s.
+
+    Trained networks are timed forward and backward, frozen ones forward. A frozen network takes bfloat16 only if it
+    keeps at least 99 % of its top-1 answers on these inputs.
+    """
+    candidates = [
+        Execution(channels_last=layout, precision=precision, threads=max(threads), frozen=frozen)
+        for precision in precisions
+        for layout in (True, False)
+    ]
+    runs = {c: _timed_run(network, inputs, c) for c in candidates}
+    seconds = _interleaved(runs)
+    if frozen and len(precisions) > 1 and not _same_answers(network, inputs, candidates):
+        seconds = {c: s for c, s in seconds.items() if c.precision == "float32"}
+    best = min(seconds, key=lambda c: seconds[c] * (MARGIN if c.precision == "bfloat16" else 1))
+    by_threads = {
+        Execution(**{**asdict(best), "threads": n}): _timed_run(
+            network, inputs, Execution(**{**asdict(best), "threads": n})
+        )
+        for n in sorted(set(threads), reverse=True)
+    }
+    seconds_by_threads = _interleaved(by_threads) if len(by_threads) > 1 else {best: seconds[best]}
+    chosen = min(seconds_by_threads, key=lambda c: seconds_by_threads[c] * (MARGIN if c.threads < max(threads) else 1))
+    plain = next(s for c, s in seconds.items() if not c.channels_last)
+    rate = len(inputs) / seconds_by_threads[chosen]
+    what = "forward" if frozen else "forward and backward"
+    sentence = f"{chosen.describe()}: {rate:.0f} images/s {what} ({len(inputs) / plain:.0f} contiguous {precisions[0]})"
+    return chosen, {"sentence": sentence, "images_per_second": round(rate, 1)}
+
+
+def _timed_run(network: nn.Module, inputs: Tensor, execution: Execution) -> Callable[[], float]:
+    twin = copy.deepcopy(network)
+    if execution.frozen:
+        twin = fold_batchnorm(twin.eval())
+    twin = execution.prepare(twin.train(not execution.frozen))
+
+    def run() -> float:
+        torch.set_num_threads(execution.threads)
+        started = time.perf_counter()
+        with execution.context(inputs.device.type):
+            logits = twin(execution.arrange(inputs))
+        if not execution.frozen:
+            F.cross_entropy(logits.float(), logits.detach().argmax(1)).backward()
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return run
+
+
+def _interleaved(runs: dict[Execution, Callable[[], float]], rounds: int = 3) -> dict[Execution, float]:
+    """The least seconds of each run over a few interleaved rounds, after one warm-up each."""
+    for run in runs.values():
+        run()
+    samples = [{c: run() for c, run in runs.items()} for _ in range(rounds)]
+    return {c: min(s[c] for s in samples) for c in runs}
+
+
+def _same_answers(network: nn.Module, inputs: Tensor, candidates: list[Execution]) -> bool:
+    answers = []
+    for precision in ("float32", "bfloat16"):
+        execution = next(c for c in candidates if c.precision == precision)
+        twin = execution.prepare(copy.deepcopy(network).eval())
+        with torch.no_grad():
+            answers.append(twin(execution.arrange(inputs)).argmax(1))
+    return (answers[0] == answers[1]).float().mean().item() >= 0.99

@@ -1,0 +1,115 @@
+"""Export: a network as one ONNX file that carries its preprocessing, its class names and its origin.
+
+Images in [0,1], float32 `[batch,C,H,W]`, go in as `input`; `logits` come out; the batch is dynamic. Beside the file
+lies `<name>.golden.npz`: real images and the logits expected of them.
+"""
+
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress.errors import CompressError
+from compress.fuse import fold_batchnorm
+from compress.images import PREPROCESSING
+from compress.network import Network
+from compress.store import digest, write_atomic
+
+OPSET = 18
+# float32 kernels that order their sums differently stay within this share of the logits' spread; a wrong
+# normalisation or a lost layer is off by tenths
+PARITY_TOLERANCE = 1e-3
+
+
+def export_onnx(network: Network, path: Path, *, recipe_digest: str, name: str) -> None:
+    """Write `network` to `path` through torch's dynamo exporter, BatchNorm folded, subnormal weights flushed."""
+    folded = fold_batchnorm(network)
+    channels, height, width = network.contract.input_shape
+    # two images: a batch of one would be taken for a constant
+    example = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            folded,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    model = program.model_proto  # type: ignore[union-attr]
+    contract = network.contract
+    metadata = {
+        "compress.name": name,
+        "compress.class_names": json.dumps(list(contract.class_names)),
+        "compress.class_names_digest": digest(list(contract.class_names)),
+        "compress.preprocessing": json.dumps({**PREPROCESSING, "size": [height, width], "channels": channels}),
+        "compress.normalisation": json.dumps({"mean": contract.mean, "std": contract.std, "where": "in the graph"}),
+        "compress.network": contract.spec,
+        "compress.recipe_digest": recipe_digest,
+    }
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    model.producer_name = "compress"
+    _drop_local_paths(model)
+    write_atomic(path, model.SerializeToString())
+
+
+def _drop_local_paths(model: Any) -> None:
+    """The exporter notes stack traces with this machine's paths in every node: they must not ship."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def write_golden(path: Path, images: np.ndarray, logits: np.ndarray) -> None:
+    """Golden samples: uint8 images `[N,H,W,C]` and the float32 logits `[N,K]` that the artifact gave for them."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images, logits=logits.astype(np.float32))
+    write_atomic(path, buffer.getvalue())
+
+
+def golden_path(artifact: Path) -> Path:
+    return artifact.with_suffix(".golden.npz")
+
+
+def compare(expected: np.ndarray, got: np.ndarray) -> dict[str, Any]:
+    """Parity facts of two logit tables `[N,K]`. Raises CompressError when nothing was compared."""
+    if len(expected) == 0 or expected.shape != got.shape:
+        raise CompressError(f"nothing to compare: {expected.shape} logits against {got.shape}")
+    spread = float(expected.max() - expected.min()) or 1.0
+    difference = np.abs(expected - got)
+    finite = bool(np.isfinite(got).all())
+    return {
+        "images": len(expected),
+        "top1_agreement_fraction": float((expected.argmax(1) == got.argmax(1)).mean()),
+        "max_difference": float(difference.max()) if finite else None,
+        "max_difference_of_spread": float(difference.max() / spread) if finite else None,
+        "finite": finite,
+    }
+
+
+def check_parity(facts: dict[str, Any], what: str) -> None:
+    """Raises CompressError when the exported file does not answer as the network does."""
+    if not facts["finite"] or facts["max_difference_of_spread"] > PARITY_TOLERANCE:
+        raise CompressError(
+            f"{what}: the exported file differs from the network by {facts['max_difference_of_spread']} of the "
+            f"logits' spread over {facts['images']} images (allowed: {PARITY_TOLERANCE:g}); top-1 agrees on "
+            f"{facts['top1_agreement_fraction']:.2%}"
+        )

@@ -1,0 +1,55 @@
+"""MobileNetV2: inverted residuals with linear bottlenecks; torchvision's layers, with strides that suit the input.
+
+Source: Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", table 2. The paper halves the
+image five times, for 224 pixels. Smaller images are halved less often, so that the last map is at least 2×2:
+32 pixels four times (stage 2 keeps its size), 16 three times, 8 twice. The strides are printed when a run starts.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+from torchvision.models import MobileNetV2
+
+from compress.config import knob
+
+# (variant, classes, input) → parameters at the default width; 3,504,872 is torchvision's own count at width 1
+PARAMETERS = {
+    ("mobilenet:width=1", 1000, (3, 224, 224)): 3_504_872,
+    ("mobilenet:width=0.5", 1000, (3, 224, 224)): 1_968_680,
+}
+
+# expansion, channels, blocks of table 2
+_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+# what the paper strides, in the order in which small images give it up: stage 2, the stem, stage 3, …
+_STRIDED = (1, "stem", 2, 3, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    width: float = knob(0.5, "width multiplier of every layer but the last", low=0.05, high=4)
+    dropout: float = knob(0.0, "dropout before the classifier", low=0, high=0.9)
+
+
+def strides(size: int) -> dict[int | str, int]:
+    """Stride of the stem and of each stage for images of `size` pixels."""
+    halvings = max(0, min(len(_STRIDED), int(math.log2(max(size, 2) / 2))))
+    kept = _STRIDED[len(_STRIDED) - halvings :]
+    return {place: 2 if place in kept else 1 for place in ("stem", *range(len(_STAGES)))}
+
+
+def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    channels, height, width = input_shape
+    stride = strides(min(height, width))
+    settings = [[t, c, n, stride[i]] for i, (t, c, n) in enumerate(_STAGES)]
+    net = MobileNetV2(num_classes, config.width, settings, dropout=config.dropout)
+    stem = net.features[0][0]
+    net.features[0][0] = nn.Conv2d(channels, stem.out_channels, 3, stride["stem"], 1, bias=False)
+    nn.init.kaiming_normal_(net.features[0][0].weight, mode="fan_out")
+    return net
+
+
+def describe(config: Config, input_shape: tuple[int, int, int]) -> str:
+    """One line on how the net was fitted to the input."""
+    stride = strides(min(input_shape[1:]))
+    return f"strides {'-'.join(str(s) for s in stride.values())} for {input_shape[1]}×{input_shape[2]} images"

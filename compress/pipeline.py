@@ -1,0 +1,281 @@
+"""The chain: recipe → data → teacher → student → pruned → ONNX → int8 → measurements → report. `run` is all of it.
+
+Each stage is judged on the `select` split against its parent; one that costs more top-1 than `max_drop` is measured and
+reported like the others, and the chain goes on from its parent.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compress import bench, evaluate, plan, prune, publish, steps
+from compress.catalog import load as load_entry
+from compress.errors import CompressError, Unmeasurable
+from compress.network import Network
+from compress.plan import Job
+from compress.progress import Progress, duration, say
+from compress.recipe import Recipe
+from compress.store import NotThere, Peek, Step, Store, exclusive
+from compress.types import Artifact, Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run made: its two folders, the report document, and whether everything was there already."""
+
+    models: Path
+    reports: Path
+    document: dict[str, Any]
+    reused: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One stage of the chain: its ONNX artifact, the network behind it, its parent, and the verdict on `select`."""
+
+    artifact: Artifact
+    parent: str
+    what: str
+    step: Step
+    network: Step | None = None
+    select: dict[str, Any] | None = None
+    kept: bool = True
+    reason: str = ""
+    parity: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None = None, command: str = "") -> Result:
+    """Do what the recipe says, reusing every finished step. Raises CompressError and its kinds."""
+    started = time.monotonic()
+    store = store or Store.default()
+    places = publish.places(recipe)
+    with exclusive(places.lock, publish.refuse_second(places)):
+        splits = plan.load_data(recipe, store, plugins)
+        inputs = publish.inputs_digest(recipe, splits, plugins)
+        document = publish.finished(places, inputs)
+        if document is not None:
+            return Result(models=places.models, reports=places.reports, document=document, reused=True)
+        job = plan.make(recipe, splits, plugins)
+        for line in plan.describe(job):
+            say(line)
+        links = list(make_chain(job, store))
+        facts = measure(job, store, links)
+        facts["run"] |= {
+            "command": command or f"compress run --recipe {places.models / 'recipe.toml'}",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        document = publish.publish(places, job, links, facts, inputs)
+    return Result(models=places.models, reports=places.reports, document=document, reused=False)
+
+
+def make_chain(job: Job, store: Store) -> Iterator[Link]:
+    """Teacher, student, pruned and quantized artifacts, in order; what costs too much is marked as not kept."""
+    if job.pruner:
+        _try_pruning(job)
+    say("teacher")
+    made = steps.teacher_step(job, store)
+    teacher = _exported(job, store, "teacher", made, parent="", what=job.teacher.spec)
+    yield teacher
+    network = steps.trained(job, made)
+    say("student")
+    student = steps.build(job, job.student.spec, job.splits.train.mean, job.splits.train.std, job.recipe.seed)
+    training = steps.plan_for(job, job.recipe.epochs, job.recipe.learning_rate)
+    distilled = steps.train_step(job, store, "distilled", student, network, made.key, job.methods, training)
+    what = f"{job.student.spec} by {' + '.join(job.recipe.kd)}, {job.recipe.epochs} epochs"
+    link = _exported(job, store, "distilled", distilled, parent="teacher", what=what, baseline=teacher)
+    yield link
+    if job.pruner:
+        pruned = _pruned(job, store, link, network, made.key)
+        yield pruned
+        link = pruned if pruned.kept else link
+    if job.quantizer:
+        yield _quantized(job, store, link)
+
+
+def _try_pruning(job: Job) -> None:
+    """Prune an untrained twin first: an architecture that cannot be pruned must say so before the training."""
+    assert job.pruner
+    student = steps.build(job, job.student.spec, job.splits.train.mean, job.splits.train.std, job.recipe.seed)
+    prune.prune(student, job.pruner, job.recipe.prune)
+
+
+def _exported(
+    job: Job, store: Store, stage: str, network: Step, *, parent: str, what: str, baseline: Link | None = None,
+    gate: bool = False,
+) -> Link:  # fmt: skip
+    step = steps.export_step(job, store, stage, network, publish.recipe_digest(job))
+    artifact = steps.onnx_artifact(job, stage, step.folder / "model.onnx", "float32", step.facts)
+    say(
+        f"  {stage}: {artifact.parameters:,} parameters, {artifact.macs / 1e6:.1f} MMAC, {artifact.size_bytes / 1e6:.2f} MB"
+    )
+    link = Link(
+        artifact=artifact, parent=parent, what=what, step=network, network=network,
+        parity=step.facts["parity"], facts=network.facts,
+    )  # fmt: skip
+    return _judged(job, store, link, baseline, gate=gate)
+
+
+def _judged(job: Job, store: Store, link: Link, baseline: Link | None, *, gate: bool) -> Link:
+    """The link with its counts on `select` and, behind a gate, the decision whether the chain goes on from it."""
+    select = job.splits.select
+    logits = steps.answers_step(job, store, link.artifact, "ort_cpu", select)
+    base = steps.answers_step(job, store, baseline.artifact, "ort_cpu", select) if baseline else None
+    counts = evaluate.counts(logits, select.labels, base)
+    say(f"  {link.artifact.stage}: top-1 on select {counts['correct'] / counts['n']:.2%} ({counts['n']} images)")
+    if not gate or baseline is None:
+        return replace(link, select=counts)
+    drop = evaluate.drop_points(counts)
+    kept = drop <= job.recipe.max_drop
+    reason = f"costs {drop:.2f} points of top-1 on select against {link.parent}; allowed: {job.recipe.max_drop:g}"
+    if not kept:
+        say(f"  {link.artifact.stage} is not kept: it {reason}; the chain goes on from {link.parent}")
+    return replace(link, select=counts, kept=kept, reason=reason)
+
+
+def _pruned(job: Job, store: Store, parent: Link, teacher: Network, teacher_key: str) -> Link:
+    assert job.pruner and parent.network
+    say("prune")
+    cut = steps.prune_step(job, store, parent.network)
+    recovery = steps.plan_for(job, job.recipe.recover_epochs, job.recipe.learning_rate * steps.RECOVERY_LEARNING_RATE)
+    recovered = steps.train_step(
+        job, store, "pruned", steps.trained(job, cut), teacher, teacher_key, job.methods, recovery,
+        with_stages=False, start=cut.key,
+    )  # fmt: skip
+    what = (
+        f"{job.recipe.prune:.0%} of the channels by {job.pruner.spec}, {job.recipe.recover_epochs} epochs of recovery"
+    )
+    return _exported(job, store, "pruned", recovered, parent="distilled", what=what, baseline=parent, gate=True)
+
+
+def _quantized(job: Job, store: Store, parent: Link) -> Link:
+    assert job.quantizer
+    say("quantize")
+    step = steps.quantize_step(job, store, parent.artifact)
+    precision = job.quantizer.module.PRECISION
+    artifact = steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
+    say(f"  {artifact.stage}: {artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
+    what = f"{job.quantizer.spec}, calibrated on {step.facts['calibration_images']} train images"
+    link = Link(artifact=artifact, parent=parent.artifact.stage, what=what, step=step, facts=step.facts)
+    return _judged(job, store, link, parent, gate=True)
+
+
+def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
+    """Latency of every artifact in every runtime, and accuracy of the same bytes on the `report` split."""
+    artifacts = _by_format(job, links)
+    pairs = [
+        (a, r) for r in job.recipe.runtimes for a in artifacts[load_entry("runtimes", r, job.plugins).module.FORMAT]
+    ]
+    measurements = _latency(job, store, pairs)
+    failures = {(m.artifact, m.runtime): m.failure for m in measurements if m.failure}
+    say(f"accuracy on the report split ({len(job.splits.report.labels)} images)")
+    accuracy, golden = [], {}
+    for artifact, runtime in pairs:
+        row: dict[str, Any] = {"stage": artifact.stage, "runtime": runtime, "failure": ""}
+        row |= {"n": 0, **dict.fromkeys(("correct", "top5_correct", "teacher_only", "this_only", "agree"))}
+        try:
+            if (artifact.stage, runtime) in failures:
+                raise Unmeasurable(failures[artifact.stage, runtime])
+            logits = steps.answers_step(job, store, artifact, runtime, job.splits.report)
+            base = steps.answers_step(job, store, pairs_teacher(pairs, runtime), runtime, job.splits.report)
+            row |= evaluate.counts(logits, job.splits.report.labels, base)
+            row["teacher_only"] = row.pop("baseline_only")
+            golden.setdefault(artifact.stage, logits)
+        except CompressError as error:
+            row["failure"] = error.message
+        accuracy.append(row)
+    return {
+        "run": {"seed": job.recipe.seed, "tier": job.recipe.tier, "max_drop_points": job.recipe.max_drop},
+        "accuracy": accuracy,
+        "measurements": [publish.measurement_facts(m, _twin(m)) for m in measurements],
+        "raw": {m.cell: m for m in measurements},
+        "golden": golden,
+    }
+
+
+def pairs_teacher(pairs: list[tuple[Artifact, str]], runtime: str) -> Artifact:
+    """The teacher as this runtime reads it."""
+    return next(a for a, r in pairs if r == runtime and a.stage == "teacher")
+
+
+def _by_format(job: Job, links: list[Link]) -> dict[str, list[Artifact]]:
+    """Artifacts for each format that a runtime may read: every stage has an ONNX file; the teacher is measured as a
+    network too, for what deployment alone gains.
+    """
+    teacher = links[0]
+    assert teacher.network
+    network = steps.torch_artifact(job, "teacher", teacher.network, vars(teacher.artifact))
+    return {"onnx": [link.artifact for link in links], "torch": [network]}
+
+
+_TWIN = " again"
+
+
+def _twin(measurement: Measurement) -> str:
+    return measurement.cell.removesuffix(_TWIN) if measurement.cell.endswith(_TWIN) else ""
+
+
+def _latency(job: Job, store: Store, pairs: list[tuple[Artifact, str]]) -> list[Measurement]:
+    """All cells in one interleaved session, the teacher's first cell once more as the A/A control."""
+    cells = [
+        bench.Cell(name=f"{a.stage}/{r}/{t}", artifact=a, runtime=r, threads=int(t))
+        for t in job.recipe.threads
+        for a, r in pairs
+    ]
+    first = next((c for c in cells if c.artifact.stage == "teacher"), cells[0])
+    cells.append(
+        bench.Cell(name=first.name + _TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
+    )
+    tier = bench.TIERS[job.recipe.tier]
+    say(f"benchmark: {len(cells)} cells, {tier.rounds} rounds, tier {tier.name}")
+    with Progress("benchmark", len(cells) * tier.rounds, "visits") as bar:
+        return bench.measure(
+            cells,
+            job.splits.report.images,
+            tier,
+            seed=job.recipe.seed,
+            scratch=store.root / "scratch",
+            on_visit=lambda done, total: bar.to(done),
+            plugins=job.plugins,
+        )
+
+
+def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None = None) -> str:
+    """The plan, what is in the store already, and an estimate of time; trains nothing."""
+    store = store or Store.default()
+    places = publish.places(recipe)
+    splits = plan.load_data(recipe, store, plugins)
+    job = plan.make(recipe, splits, plugins)
+    if job.pruner:
+        _try_pruning(job)
+    lines = [
+        *plan.describe(job),
+        "",
+        f"models   {places.models}",
+        f"reports  {places.reports}",
+        f"store    {store.root}",
+        "",
+    ]
+    if publish.finished(places, publish.inputs_digest(recipe, splits, plugins)) is not None:
+        return "\n".join([*lines, "everything is there already: nothing would be computed"])
+    there = _already_there(job, store)
+    total = 0.0
+    for stage, seconds in steps.estimate_seconds(job, store).items():
+        total += 0.0 if stage in there else seconds
+        lines.append(f"{stage:10} {'in the store' if stage in there else 'about ' + duration(seconds)}")
+    return "\n".join([*lines, f"in all about {duration(total)} on this machine"])
+
+
+def _already_there(job: Job, store: Store) -> list[str]:
+    """The stages that a run would find finished. What follows a missing stage is missing too."""
+    there: list[str] = []
+    try:
+        for link in make_chain(job, Peek(store.root)):
+            there.append(link.artifact.stage)
+    except NotThere:
+        pass
+    return there

@@ -1,0 +1,76 @@
+"""Prune: physically remove channels, with Torch-Pruning as the engine; the result reloads without pickle."""
+
+import copy
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+
+import torch
+
+from compress import network as net
+from compress import taps
+from compress.catalog import Entry
+from compress.errors import CompressError
+from compress.network import Network
+
+# at most this part of one layer's channels goes, so that a global ratio empties no layer
+MOST_OF_A_LAYER = 0.8
+
+
+def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8) -> Network:
+    """A copy of `network` without the `ratio` (in (0,1)) least important channels, ranked over all layers together.
+
+    Widths are rounded to multiples of `round_to`; the input and the classifier's outputs stay. Raises CompressError
+    when the architecture cannot be pruned: its channel groups are not understood, or nothing became smaller.
+    """
+    import torch_pruning
+
+    pruned = copy.deepcopy(network).cpu().eval()
+    probed = taps.probe(pruned, network.contract.input_shape)
+    dense_shapes, dense_macs = net.shapes(pruned), net.count_macs(pruned)
+    example = torch.rand(2, *network.contract.input_shape, generator=torch.Generator().manual_seed(0))
+    refused = CompressError(
+        f"`{network.contract.spec.partition(':')[0]}` cannot be pruned by `{pruner.name}`: its channel groups "
+        "(split, shuffle) are not followed by the pruning engine",
+        hint="leave --prune away, or take `--student mobilenet`; a smaller --width also removes channels",
+    )
+    try:
+        # the engine prints warnings about layers that it leaves alone
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            engine = torch_pruning.pruner.BasePruner(
+                pruned,
+                example,
+                importance=pruner.module.scores(pruner.config),
+                global_pruning=True,
+                pruning_ratio=ratio,
+                max_pruning_ratio=MOST_OF_A_LAYER,
+                round_to=round_to,
+                ignored_layers=[pruned.get_submodule(probed.classifier)] if probed.classifier else [],
+            )
+            engine.step()
+        with torch.no_grad():
+            logits = pruned(example)
+    except (ZeroDivisionError, RuntimeError, IndexError, ValueError, AssertionError, AttributeError) as error:
+        raise refused from error
+    if logits.shape[1] != len(network.contract.class_names) or net.count_macs(pruned) >= dense_macs:
+        raise refused
+    shapes = net.shapes(pruned)
+    widths = {k: v for k, v in shapes.items() if v != dense_shapes[k]}
+    for parameter in pruned.parameters():
+        parameter.grad = None
+    result = Network(pruned.body, replace(network.contract, widths={**network.contract.widths, **widths}))
+    _check_reloads(result, example)
+    return result
+
+
+def _check_reloads(network: Network, example: torch.Tensor) -> None:
+    """The recorded widths must rebuild the very network: what cannot be reloaded must not be trained for an hour."""
+    contract = network.contract
+    fields = {k: getattr(contract, k) for k in ("spec", "class_names", "input_shape", "mean", "std")}
+    twin = net.build(**fields, seed=0)
+    net.reshape(twin, contract.widths)
+    twin.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        same = torch.equal(twin.eval()(example), network.eval()(example))
+    if not same:
+        raise CompressError(f"the pruned `{contract.spec}` does not reload from its recorded widths")

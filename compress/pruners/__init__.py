@@ -1,0 +1,1 @@
+"""Pruners: one file each. `scores(config) → importance`, a Torch-Pruning importance: coupled channels → one score each."""

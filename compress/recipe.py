@@ -1,0 +1,128 @@
+"""The Recipe: everything that the user asked for, in one frozen record that is written beside the result.
+
+Each field is declared once; the command line, `--set`, TOML files and `--help` read it from here. A recipe is data: it
+never names code (plugins come from the command line only).
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress import config
+from compress.config import knob
+from compress.errors import InputRejected, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """0, "" and "auto" mean: chosen from the data; the chosen values are printed and written back."""
+
+    data: str = knob("digits", "data set: a name, or a folder of images")
+    image_size: int = knob(0, "side of the images of a folder in pixels; 0: automatic", low=0, high=1024)
+    on_bad: str = knob("fail", "an unreadable image: stop, or leave it out and list it", choices=("fail", "skip"))
+    download: bool = knob(False, "let a data set be fetched from the network")
+    select_fraction: float = knob(0.1, "part of train carved out for choices", low=0.01, high=0.5)
+    calibration_images: int = knob(512, "train images that int8 ranges come from", low=1, high=100_000)
+
+    teacher: str = knob("auto", "teacher network")
+    teacher_checkpoint: str = knob("", "its weights; without, it is trained on the spot")
+    teacher_mean: str = knob("", "mean of the images that the teacher was trained on, one value a channel")
+    teacher_std: str = knob("", "their standard deviation")
+    teacher_epochs: int = knob(
+        0, "epochs of a teacher trained on the spot; 0: chosen from the data", low=0, high=100_000
+    )
+    student: str = knob("mobilenet", "student network")
+    width: float = knob(0.0, "width multiplier of the student; 0: its default", low=0, high=16)
+    kd: tuple[str, ...] = knob(("kd",), "distillation methods, with knobs; they add up")
+    prune: float = knob(0.0, "part of the channels to remove; 0: no pruning", low=0, high=0.95)
+    pruner: str = knob("magnitude", "which channels matter")
+    quantize: str = knob("", "quantizer; empty: the artifact stays float")
+    max_drop: float = knob(1.0, "most top-1 that a stage may cost against its parent, in points", low=0, high=100)
+
+    epochs: int = knob(0, "epochs of distillation; 0: from the number of images", low=0, high=100_000)
+    recover_epochs: int = knob(0, "epochs of recovery after pruning; 0: a quarter", low=0, high=100_000)
+    batch_size: int = knob(0, "images a step; 0: from the number of images", low=0, high=65_536)
+    learning_rate: float = knob(0.05, "peak learning rate for a batch of 128", low=1e-7, high=100)
+    optimizer: str = knob("sgd", "optimizer", choices=("sgd", "adamw"))
+    schedule: str = knob("cosine", "shape of the learning rate", choices=("cosine", "onecycle", "constant"))
+    weight_decay: float = knob(5e-4, "weight decay of matrices and kernels", low=0, high=10)
+    ema: float = knob(0.0, "decay of an average of the weights; 0: none", low=0, high=0.99999)
+    precision: str = knob("auto", "training precision", choices=("auto", "float32", "bfloat16"))
+
+    runtimes: tuple[str, ...] = knob(("ort_cpu", "ort_cuda", "torch_eager"), "runtimes to measure in")
+    tier: str = knob("quick", "length of the benchmark", choices=("smoke", "quick", "standard", "rigorous"))
+    threads: tuple[str, ...] = knob(("1",), "numbers of threads to measure at")
+    seed: int = knob(0, "seed of everything", low=0, high=2**31 - 1)
+    device: str = knob("auto", "where to train: cpu or cuda", choices=("auto", "cpu", "cuda"))
+    out: str = knob(".", "folder that gets models/ and reports/")
+    name: str = knob("", "name of the run; empty: made from the data, student and stages")
+
+
+# keys that say where things go and how they look, not what they are
+PLACES = ("out", "name", "download")
+
+
+def from_values(values: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """A Recipe from texts or TOML values. Raises UsageError naming the key, the rule and the nearest key."""
+    recipe = config.build(Recipe, values, where)
+    for number in recipe.threads:
+        if not number.isdigit() or not 1 <= int(number) <= 1024:
+            raise UsageError(f"`threads` in {where} must be whole numbers from 1 to 1024, got `{number}`")
+    for key in ("teacher_mean", "teacher_std"):
+        parse_channels(getattr(recipe, key), key)
+    if bool(recipe.teacher_mean) != bool(recipe.teacher_std):
+        raise UsageError("`teacher_mean` and `teacher_std` belong together: give both or none")
+    return recipe
+
+
+def parse_channels(text: str, key: str) -> tuple[float, ...]:
+    """`.485,.456,.406` (commas or spaces) as numbers; empty text gives ()."""
+    values = tuple(config.convert(float, part, f"`{key}`") for part in text.replace(",", " ").split())
+    if len(values) not in (0, 1, 3):
+        raise UsageError(f"`{key}` needs one value a channel (1 or 3), got {len(values)}")
+    if key == "teacher_std" and any(v <= 0 for v in values):
+        raise UsageError(f"`{key}` must be positive, got {text}")
+    return values
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The values of a recipe file. Raises InputRejected naming the file and line of a TOML error."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputRejected(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputRejected(f"the recipe {path} is not valid TOML: {error}") from error
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, with each key's sentence; `read` and `from_values` give the same recipe back."""
+    import tomli_w
+
+    lines = ["# made by `compress run`; give it back with `compress run --recipe FILE`"]
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        plain = list(value) if isinstance(value, tuple) else value
+        entry = tomli_w.dumps({field.name: plain}).strip()
+        lines += [f"\n# {field.metadata['help']}", entry]
+    return "\n".join(lines) + "\n"
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    return {
+        f.name: list(v) if isinstance(v := getattr(recipe, f.name), tuple) else v for f in dataclasses.fields(recipe)
+    }
+
+
+def run_name(recipe: Recipe) -> str:
+    """`digits-mobilenet-fitnet-int8`: a readable folder name."""
+    data = Path(recipe.data.partition(":")[0]).name or "data"
+    parts = [data, recipe.student.partition(":")[0], *(spec.partition(":")[0] for spec in recipe.kd)]
+    if recipe.prune:
+        parts.append(f"prune{recipe.prune:g}")
+    if recipe.quantize:
+        parts.append(recipe.quantize.partition(":")[0])
+    name = recipe.name or "-".join(parts)
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name).lstrip(".-") or "run"

@@ -1,0 +1,105 @@
+"""The report of a run: one JSON document, and a Markdown and an HTML rendering of that document.
+
+`facts` is what the pipeline observed (see `schema.json`); `rows.derive` adds every number; the rest only shows them.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputRejected
+from compress.report import html, markdown
+from compress.report.rows import derive
+from compress.report.schema import validate
+
+__all__ = ["document_of", "load", "summary", "validate", "write"]
+
+summary = markdown.summary
+
+
+def _shareable(value: Any, home: re.Pattern[str] | None) -> Any:
+    """`value` without what JSON cannot hold (NaN, infinities: null) and without the user's home folder."""
+    if isinstance(value, dict):
+        return {str(_shareable(str(k), home)): _shareable(v, home) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shareable(v, home) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str) and home:
+        return home.sub("~", value)
+    return value
+
+
+def _home_pattern() -> re.Pattern[str] | None:
+    home = os.path.expanduser("~").rstrip("/")
+    return re.compile(re.escape(home) + r"(?![\w.-])") if len(home) > 1 else None
+
+
+def document_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """The report's document: the facts, fit to be shared, with `derived` added.
+
+    Raises InputRejected naming a field that is missing or wrong, or when the facts contradict each other.
+    """
+    raw = {k: v for k, v in _shareable(facts, _home_pattern()).items() if k != "derived"}
+    validate(raw)
+    try:
+        derived = derive(raw)
+    except ValueError as error:  # counts that cannot be, such as more correct answers than images
+        raise InputRejected(f"the facts of the report contradict each other: {error}") from error
+    return {**raw, "derived": derived}
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """The document as ASCII JSON with sorted keys, so that equal documents are equal bytes. NaN raises ValueError."""
+    return json.dumps(document, sort_keys=True, allow_nan=False, indent=1) + "\n"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes it private; a report is there to be read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Write `report.json`, `report.md` and `report.html` into `folder`, each whole or not at all.
+
+    Returns the paths under "json", "md" and "html". Raises InputRejected when a field of `facts` is missing or wrong,
+    or when `folder` cannot be written.
+    """
+    document = document_of(facts)
+    texts = {"json": to_json(document), "md": markdown.render(document), "html": html.render(document)}
+    paths = {kind: folder / f"report.{kind}" for kind in texts}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, text in texts.items():
+            _write_atomically(paths[kind], text)
+    except OSError as error:
+        raise InputRejected(
+            f"cannot write the report into {folder}: {error.strerror or error}", hint="choose a folder with --out"
+        ) from error
+    return paths
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a `report.json` that `write` made, with `derived` computed afresh from its facts.
+
+    Raises InputRejected when the file cannot be read, is no JSON, or breaks the schema.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputRejected(f"cannot read the report {path}: {error}", hint="make one with `compress run`") from error
+    validate(document, str(path))
+    return document_of(document)

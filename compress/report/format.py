@@ -1,0 +1,159 @@
+"""The only place that turns numbers into text, so that the page, the Markdown and the terminal show the same words.
+
+An estimate is a dict `{"value", "low", "high", "reason"}`: `low` and `high` bound its 95 % interval (None without one),
+and a `value` of None is shown as its reason, never as a zero.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Estimate = dict[str, Any]
+
+
+def absent(reason: str) -> str:
+    """What stands where a number is missing."""
+    return f"not measured ({reason or 'no reason was recorded'})"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with about `digits` significant digits, never in exponent form."""
+    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    decimals = max(0, digits - magnitude)
+    return f"{value:,.{decimals}f}"
+
+
+def _latency_unit(latency_ns: float) -> tuple[float, str]:
+    return (1e9, "s") if latency_ns >= 1e9 else (1e6, "ms")
+
+
+def latency(latency_ns: float) -> str:
+    """`1234567` → `1.23 ms`; seconds from one second on."""
+    scale, unit = _latency_unit(latency_ns)
+    return f"{significant(latency_ns / scale)} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 05 s`, `1 h 02 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def about(number: int) -> str:
+    """A rough count, with two significant digits: `54936` → `55,000`."""
+    return f"{int(float(f'{number:.1e}')):,}"
+
+
+def size(size_bytes: float) -> str:
+    """`1234567` → `1.23 MB`, in powers of 1000."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= scale:
+            return f"{significant(size_bytes / scale)} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def quantity(number: float) -> str:
+    """Parameters and MACs: `855770` → `856 k`, `126000000` → `126 M`."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{significant(number / scale)} {unit}"
+    return count(number)
+
+
+def rate(images_per_second: float) -> str:
+    return f"{significant(images_per_second)} img/s"
+
+
+def gmacs(gmacs_per_second: float) -> str:
+    return f"{significant(gmacs_per_second)} GMAC/s"
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}" + ("" if number == 1 else "s")
+
+
+def shown(estimate: Estimate, one: Callable[[float], str]) -> str:
+    """An estimate without an interval through `one`, or the reason why there is none."""
+    return absent(estimate["reason"]) if estimate["value"] is None else one(estimate["value"])
+
+
+def _interval(estimate: Estimate, value: str, bound: Callable[[float], str], join: str = "-") -> str:
+    if estimate["low"] is None:
+        return f"{value} (no interval: {estimate['reason']})" if estimate["reason"] else value
+    return f"{value} ({bound(estimate['low'])}{join}{bound(estimate['high'])})"
+
+
+def latency_interval(estimate: Estimate, *, unit: bool = True) -> str:
+    """`0.123 ms (0.120-0.127)`."""
+    if estimate["value"] is None:
+        return absent(estimate["reason"])
+    scale, name = _latency_unit(estimate["value"])
+    number = significant(estimate["value"] / scale)
+    decimals = len(number.partition(".")[2])
+    value = f"{number} {name}" if unit else number
+    return _interval(estimate, value, lambda ns: f"{ns / scale:,.{decimals}f}")
+
+
+def percent_interval(estimate: Estimate, *, unit: bool = True) -> str:
+    """`93.4 % (92.9-93.8)`."""
+    if estimate["value"] is None:
+        return absent(estimate["reason"])
+    value = percent(estimate["value"]) if unit else f"{100 * estimate['value']:.1f}"
+    return _interval(estimate, value, lambda fraction: f"{100 * fraction:.1f}")
+
+
+def _signed_points(fraction: float) -> str:
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def points_interval(estimate: Estimate, *, unit: bool = True) -> str:
+    """`-0.6 points (-1.9 to +0.7)`; an estimate that is the baseline itself says so."""
+    if estimate.get("is_baseline"):
+        return "baseline"
+    if estimate["value"] is None:
+        return absent(estimate["reason"])
+    value = _signed_points(estimate["value"]) + (" points" if unit else "")
+    return _interval(estimate, value, _signed_points, " to ")
+
+
+def _ratio_decimals(ratio: float) -> int:
+    return 2 if ratio < 2 else 1 if ratio < 100 else 0
+
+
+def ratio(value: float) -> str:
+    """`3.1x`, `0.81x`, `120x`."""
+    return f"{value:.{_ratio_decimals(value)}f}x"
+
+
+def ratio_interval(estimate: Estimate) -> str:
+    """`3.1x (2.9-3.3)`; an estimate that is the baseline itself says so."""
+    if estimate.get("is_baseline"):
+        return "baseline"
+    if estimate["value"] is None:
+        return absent(estimate["reason"])
+    decimals, bounds = _ratio_decimals(estimate["value"]), (estimate["low"], estimate["high"])
+    if None not in bounds and len({f"{bound:.{decimals}f}" for bound in bounds}) == 1:
+        decimals += 1  # a tight interval is not shown as a point
+    return _interval(estimate, f"{estimate['value']:.{decimals}f}x", lambda bound: f"{bound:.{decimals}f}")
+
+
+def threads(number: int) -> str:
+    return plural(number, "thread")
+
+
+def short_digest(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]

@@ -1,0 +1,253 @@
+"""The page: one self-contained file without script, made from the report's document alone."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from compress.report import format as fmt
+from compress.report import plots_comparison, plots_latency, plots_stages, svg, tables, words
+from compress.report.labels import Labels, labels_of, timed
+from compress.report.markup import Markup, clean, element, escape, join
+
+_FOLDER = Path(__file__).parent
+_ICONS = {
+    "pass": "M4 12.5l5.2 5.3L20 7",
+    "fail": "M6 6l12 12M18 6L6 18",
+    "invalid": "M6 6l12 12M18 6L6 18",
+    "inconclusive": "M8.5 9a3.6 3.6 0 1 1 5.2 3.2c-1.2.6-1.7 1.3-1.7 2.6M12 18.6v.2",
+}
+_WORDS = {"pass": "Pass", "fail": "Fail", "inconclusive": "Inconclusive", "invalid": "Invalid: machine too noisy"}
+
+
+def _icon(status: str) -> Markup:
+    stroke = element("path", d=_ICONS[status], class_="icon")
+    return element("svg", stroke, viewBox="0 0 24 24", class_=status, aria_hidden="true")
+
+
+def _header(document: dict[str, Any]) -> Markup:
+    run, dataset = document["run"], document["dataset"]
+    channels, height, width = dataset["input_shape"]
+    facts = f"{dataset['name']} at {width} x {height} px, {len(dataset['class_names'])} classes"
+    when = f"{run['started']}, took {fmt.duration(run['seconds'])}"
+    title = element("div", element("h1", run["name"]), element("div", facts, class_="meta"))
+    return element("header", title, element("div", when, class_="meta"), class_="top")
+
+
+def _verdict(document: dict[str, Any]) -> Markup:
+    verdict, tier = document["derived"]["verdict"], document["derived"]["short_tier"]
+    stamp = element("span", f"{tier} tier", class_="stamp") if tier else None
+    gates = [
+        element(
+            "li",
+            _icon(g["status"]),
+            element("div", element("b", g["name"]), ": ", g["value"], " ", element("span", f"({g['limit']})")),
+        )
+        for g in verdict["gates"]
+    ]
+    return element(
+        "div",
+        element("div", _icon(verdict["status"]), element("span", _WORDS[verdict["status"]]), stamp, class_="word"),
+        element("p", verdict["sentence"], class_="sentence"),
+        element("ul", *gates, class_="gates"),
+        class_=f"verdict {verdict['status']}",
+        role="region",
+        aria_label="Verdict",
+    )
+
+
+def _tile(value: str, caption: str, *, missing: bool = False) -> Markup:
+    number = element("b", value, class_="none" if missing else None)
+    return element("div", number, element("span", caption), class_="tile")
+
+
+def _tiles(document: dict[str, Any]) -> Markup | None:
+    """The four numbers that a reader looks for first, of the cell that the verdict speaks of."""
+    derived = document["derived"]
+    cell = next((c for c in derived["cells"] if c["cell"] == derived["primary_cell"]), None)
+    if cell is None:
+        return None
+    size = derived["size_ratio"]
+    judged = next(
+        (r for r in derived["accuracy"] if (r["stage"], r["runtime"]) == (cell["stage"], cell["runtime"])), None
+    )
+    shown = [
+        (cell["speedup_same_runtime"], fmt.ratio, f"as fast as the teacher in {cell['runtime']}"),
+        (cell["latency_ns"], fmt.latency, f"median latency, {fmt.threads(cell['threads'])}"),
+        (size, fmt.ratio, "smaller file than the teacher's"),
+    ]
+    if judged:
+        shown.append((judged["top1_fraction"], fmt.percent, f"top-1 on {fmt.count(judged['n'])} images"))
+    tiles = [_tile(fmt.shown(e, one), caption, missing=e["value"] is None) for e, one, caption in shown]
+    return element("div", *tiles, class_="tiles")
+
+
+def _warnings(document: dict[str, Any]) -> Markup | None:
+    skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]
+    texts = [*document["warnings"], *skipped]
+    if not texts:
+        return None
+    items = element("ul", *(element("li", text) for text in texts))
+    return element("div", element("h2", "Warnings"), items, class_="warnings", role="region", aria_label="Warnings")
+
+
+def _section(title: str, *children: Any) -> Markup:
+    return element("section", element("h2", title), *children)
+
+
+def _note(sentence: str) -> Markup:
+    return element("p", sentence, class_="note")
+
+
+def _figure(title: str, caption: str, drawing: Markup | None, key: Markup | None = None) -> Markup:
+    body = element("div", drawing, class_="chart") if drawing else element("p", fmt.absent("no data"), class_="note")
+    return element("figure", element("h2", title), element("figcaption", caption), body, key if drawing else None)
+
+
+def _cell_key(document: dict[str, Any], labels: Labels, *, controls: bool = False) -> Markup:
+    items = []
+    for cell in timed(document, controls=controls):
+        colour, twin = labels.colour(cell["stage"]), " twin" if cell["control"] else ""
+        swatch = (
+            svg.line(1, 7, 29, 7, f"line {colour} {labels.dash(cell['runtime'])}{twin}"),
+            svg.mark(labels.shape(cell["runtime"]), 15, 7, 3.6, f"mark {colour}{twin}"),
+        )
+        drawing = element("svg", *swatch, viewBox="0 0 30 14", aria_hidden="true")
+        items.append(element("li", drawing, element("span", labels.cell(cell))))
+    return element("ul", *items, class_="key")
+
+
+def _runtime_key(document: dict[str, Any], labels: Labels) -> Markup:
+    items = []
+    for runtime in dict.fromkeys(c["runtime"] for c in timed(document)):
+        drawing = element(
+            "svg", svg.mark(labels.shape(runtime), 15, 7, 5.0, "mark s0"), viewBox="0 0 30 14", aria_hidden="true"
+        )
+        items.append(element("li", drawing, element("span", runtime)))
+    return element("ul", *items, class_="key")
+
+
+def _curve_key(document: dict[str, Any], labels: Labels) -> Markup:
+    items = []
+    for stage in document["stages"]:
+        if stage["curve"] and stage["curve"]["step"]:
+            line = svg.line(1, 7, 29, 7, f"line {labels.colour(stage['name'])}")
+            drawing = element("svg", line, viewBox="0 0 30 14", aria_hidden="true")
+            items.append(element("li", drawing, element("span", stage["name"])))
+    return element("ul", *items, class_="key")
+
+
+def _plots(document: dict[str, Any], labels: Labels) -> Markup:
+    return element(
+        "div",
+        _figure(
+            "Accuracy against latency",
+            words.PARETO,
+            plots_comparison.accuracy_latency(document, labels),
+            _runtime_key(document, labels),
+        ),
+        _figure(
+            "How latency is distributed",
+            words.ECDF,
+            plots_latency.distributions(document, labels),
+            _cell_key(document, labels),
+        ),
+        _figure(
+            "Speed-up",
+            words.FOREST,
+            plots_comparison.speedups(document, labels),
+        ),
+        _figure(
+            "Round by round",
+            words.ROUNDS,
+            plots_latency.rounds(document, labels),
+            _cell_key(document, labels, controls=True),
+        ),
+        class_="plots",
+    )
+
+
+def _stages(document: dict[str, Any], labels: Labels) -> Markup:
+    figures = element(
+        "div",
+        _figure("Top-1 from stage to stage", words.WATERFALL,
+                plots_stages.waterfall(document, labels)),
+        _figure("Training loss", words.LOSSES, plots_stages.losses(document, labels),
+                _curve_key(document, labels)),
+        class_="two",
+    )  # fmt: skip
+    return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures)
+
+
+def _environment(document: dict[str, Any]) -> Markup:
+    env, data = document["environment"], document["dataset"]
+    quota = f"{env['cpu_quota']:g} cores" if env["cpu_quota"] else "no limit"
+    machine = tables.pairs([
+        ("processor", env["cpu_model"]), ("instructions", " ".join(env["isa"])),
+        ("cores allowed", env["cores_allowed"]),
+        ("quota of the group", quota), ("memory", fmt.size(env["memory_bytes"])), ("GPU", env["gpu"] or "none"),
+        ("system", env["system"]), ("Python", env["python"]), ("commit of the tool", env["commit"]),
+        ("packages", ", ".join(f"{k} {v}" for k, v in sorted(env["packages"].items()))),
+    ])  # fmt: skip
+    images = tables.pairs([
+        ("data set", data["name"]), ("train", fmt.count(data["train"])), ("select", fmt.count(data["select"])),
+        ("calibrate", fmt.count(data["calibrate"])), ("report", fmt.count(data["report"])),
+        ("input", " x ".join(map(str, data["input_shape"])) + " (channels, height, width)"),
+        ("classes", ", ".join(data["class_names"])), ("note", document["run"]["data_note"]),
+    ])  # fmt: skip
+    machine = element("div", element("h3", "Machine"), machine)
+    return _section(
+        "Environment and data", element("div", machine, element("div", element("h3", "Data"), images), class_="two")
+    )
+
+
+def _reproduce(document: dict[str, Any]) -> Markup:
+    run = document["run"]
+    recipe = "\n".join(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in sorted(document["recipe"].items()))
+    digests = [(f"{a['stage']} ({a['format']})", element("code", a["digest"])) for a in document["artifacts"]]
+    return _section(
+        "Reproduce",
+        element("pre", run["command"]),
+        tables.pairs([("seed", run["seed"]), ("benchmark tier", run["tier"]),
+                      ("allowed drop", f"{run['max_drop_points']:g} points of top-1"),
+                      ("tool", f"{document['tool']['version']} {document['tool']['commit']}".strip()),
+                      ("recipe digest", element("code", run["recipe_digest"])),
+                      ("data digest", element("code", document["dataset"]["digest"])), *digests]),
+        element("h3", "Recipe"),
+        element("pre", recipe),
+    )  # fmt: skip
+
+
+def _body(document: dict[str, Any]) -> Markup:
+    labels = labels_of(document)
+    main = element(
+        "main",
+        _verdict(document),
+        _warnings(document),
+        _tiles(document),
+        _section("Results", _note(words.RESULTS), tables.results(document, labels)),
+        _plots(document, labels),
+        _stages(document, labels),
+        _section("Latency in detail", tables.latency_detail(document, labels)),
+        _section("Accuracy in detail", tables.accuracy_detail(document)),
+        _section("Artifacts", tables.artifacts(document)),
+        _environment(document),
+        _reproduce(document),
+    )
+    made = f"Made by compress {document['tool']['version']} {words.RAW}"
+    return join(_header(document), main, element("footer", made))
+
+
+def render(document: dict[str, Any]) -> str:
+    """The page as text, a pure function of `document`. All text from the document is escaped."""
+    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
+    # Browsers hash exactly the text between the style tags.
+    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return Template((_FOLDER / "template.html").read_text(encoding="utf-8")).substitute(
+        title=escape(clean(f"{document['run']['name']}: compression report")),
+        style=style,
+        style_hash=style_hash,
+        body=_body(document),
+    )

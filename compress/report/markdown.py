@@ -1,0 +1,216 @@
+"""The Markdown report and the terminal's summary: the same texts as the page, made from the same document."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from compress.report import format as fmt
+from compress.report.markup import clean
+from compress.report.tables import parity_text
+
+WIDTH = 80
+_HEADS = ("stage", "top-1 % (95 %)", "median", "speed-up (95 %)", "file")
+
+
+def escaped(text: Any) -> str:
+    """`text` so that Markdown shows it as it is, on one line."""
+    line = " ".join(clean(text).split())
+    line = re.sub(r"([\\`*\[\]|#~])", r"\\\1", line)
+    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # inside a word it marks nothing
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", "&#58;//")
+
+
+def _code(text: str) -> str:
+    """A fenced block whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}\n{clean(text)}\n{fence}"
+
+
+def _short(words: str, most: int) -> str:
+    return words if len(words) <= most else words[: max(1, most - 1)] + "…"
+
+
+def _bare(text: str) -> str:
+    """A reason is too long for the narrow table; it stands below it."""
+    return "not measured" if text.startswith("not measured") else text
+
+
+def _summary_row(cell: dict[str, Any], judged: dict[str, Any] | None) -> list[str]:
+    top1 = fmt.percent_interval(judged["top1_fraction"], unit=False) if judged else "not measured"
+    size = fmt.size(cell["size_bytes"]) if cell["size_bytes"] is not None else "not measured"
+    return [
+        cell["stage"],
+        _bare(top1),
+        _bare(fmt.shown(cell["latency_ns"], fmt.latency)),
+        _bare(fmt.ratio_interval(cell["speedup_same_runtime"])),
+        size,
+    ]
+
+
+def _place(cell: dict[str, Any]) -> str:
+    batch = f", batch {cell['batch']}" if cell["batch"] > 1 else ""
+    return f"{cell['runtime']}, {fmt.threads(cell['threads'])}{batch}"
+
+
+def _absences(cell: dict[str, Any], judged: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """(why, what) of each number that this cell lacks."""
+    estimates = [("latency", cell["latency_ns"])] + ([("top-1", judged["top1_fraction"])] if judged else [])
+    if cell["latency_ns"]["value"] is not None:
+        estimates.append(("speed-up", cell["speedup_same_runtime"]))
+    lacking = [(name, e) for name, e in estimates if e["value"] is None and not e.get("is_baseline")]
+    return [(fmt.absent(e["reason"]), f"{name} of {cell['stage']}") for name, e in lacking]
+
+
+def _reasons(absences: list[tuple[str, str]]) -> list[str]:
+    """One line for each reason, whatever number of cells share it."""
+    return [
+        f"{', '.join(what for why, what in absences if why == reason)}: {reason}"
+        for reason in dict.fromkeys(why for why, _ in absences)
+    ]
+
+
+def _groups(document: dict[str, Any]) -> list[tuple[str, list[list[str]], list[str]]]:
+    """For each runtime and number of threads: its name, the table's rows, and the reasons for what is missing."""
+    derived = document["derived"]
+    accuracy = {(r["stage"], r["runtime"]): r for r in derived["accuracy"]}
+    cells = sorted(
+        (c for c in derived["cells"] if not c["control"]), key=lambda c: (c["runtime"], c["threads"], c["batch"])
+    )
+    groups = []
+    for place, members in groupby(cells, _place):
+        rows, absences = [], []
+        for cell in members:
+            judged = accuracy.get((cell["stage"], cell["runtime"]))
+            absences += _absences(cell, judged)
+            if cell["latency_ns"]["value"] is not None or (judged and judged["top1_fraction"]["value"] is not None):
+                rows.append(_summary_row(cell, judged))
+        groups.append((place, rows, _reasons(absences)))
+    return groups
+
+
+def _widths(rows: Sequence[Sequence[str]], around: int) -> list[int]:
+    """Column widths; the first column gives way so that a line, `around` included, stays within WIDTH."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths[0] = max(4, min(widths[0], WIDTH - around - sum(widths[1:])))
+    return widths
+
+
+def _markdown_rows(rows: list[list[str]]) -> list[str]:
+    escaped_rows = [[escaped(value) for value in row] for row in [list(_HEADS), *rows]]
+    widths = _widths(escaped_rows, around=3 * len(_HEADS) + 1)
+    for row in escaped_rows:
+        # A cut inside an escape would leave a lone backslash before the column's bar.
+        row[0] = row[0] if len(row[0]) <= widths[0] else _short(row[0], widths[0]).rstrip("\\…") + "…"
+    lines = ["| " + " | ".join(v.ljust(w) for v, w in zip(row, widths, strict=True)) + " |" for row in escaped_rows]
+    lines.insert(1, "| " + " | ".join("-" * w for w in widths) + " |")
+    return lines
+
+
+def _summary_tables(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for place, rows, reasons in _groups(document):
+        lines += [f"**{escaped(place)}**", ""]
+        lines += [*_markdown_rows(rows), ""] if rows else []
+        lines += [*(f"- {escaped(reason)}" for reason in reasons), ""] if reasons else []
+    return lines
+
+
+def _stage_lines(document: dict[str, Any]) -> list[str]:
+    seconds = {s["name"]: s["seconds"] for s in document["stages"]}
+    lines = []
+    for row in document["derived"]["stages"]:
+        words = [f"took {fmt.duration(seconds[row['stage']])}"]
+        if row["parent"]:
+            words = [
+                f"{row['paid']} ({row['why']})",
+                f"top-1 {fmt.points_interval(row['cost_on_select_fraction'])} on select",
+                f"{fmt.points_interval(row['cost_on_report_fraction'])} on report",
+                f"latency {fmt.ratio_interval(row['latency_gain'])}",
+                f"bytes {fmt.ratio_interval(row['size_gain'])}",
+                *words,
+            ]
+        origin = f" from {escaped(row['parent'])}" if row["parent"] else ""
+        lines.append(f"- **{escaped(row['stage'])}**{origin}: {escaped('; '.join(words))}")
+    return lines
+
+
+def _artifact_lines(document: dict[str, Any]) -> list[str]:
+    return [
+        "- "
+        + escaped(
+            f"{a['stage']} ({a['format']}, {a['precision']}): {a['file'] or 'not shipped'}, "
+            f"{fmt.size(a['size_bytes'])}, {fmt.quantity(a['parameters'])} parameters, "
+            + (f"{fmt.quantity(a['macs'])} MACs" if a["macs"] else f"MACs {fmt.absent('not counted')}")
+            + (f", same top-1 as in torch: {parity_text(a['parity'])}" if a["format"] == "onnx" else "")
+            + f", sha256 {fmt.short_digest(a['digest'])}"
+        )
+        for a in document["artifacts"]
+    ]
+
+
+def _comparison_lines(document: dict[str, Any]) -> list[str]:
+    derived = document["derived"]
+    lines = [f"- A/A control: {escaped(_with_verdict(fmt.ratio_interval(derived['aa']), derived['aa']['verdict']))}"]
+    for cell in derived["cells"]:
+        if not cell["control"] and cell["latency_ns"]["value"] is not None:
+            native = cell["speedup_native"]
+            words = (
+                f"{cell['stage']} on {_place(cell)}: {fmt.latency_interval(cell['latency_ns'])}; against the teacher "
+                f"in torch_eager {_with_verdict(fmt.ratio_interval(native), native['verdict'])}"
+            )
+            lines.append(f"- {escaped(words)}")
+    for row in derived["accuracy"]:
+        if row["verdict"]:
+            words = f"{row['stage']} on {row['runtime']}: {fmt.points_interval(row['difference_fraction'])} of top-1"
+            lines.append(f"- {escaped(_with_verdict(words, row['verdict']))}")
+    return lines
+
+
+def _with_verdict(text: str, verdict: str) -> str:
+    return f"{text}, {verdict}" if verdict else text
+
+
+def render(document: dict[str, Any]) -> str:
+    """The report as GitHub-flavoured Markdown; the summary tables fit 80 columns. Pure."""
+    verdict, run, env = document["derived"]["verdict"], document["run"], document["environment"]
+    tier = document["derived"]["short_tier"]
+    stamp = f" ({tier} tier)" if tier else ""
+    parts = [
+        f"# {escaped(run['name'])}",
+        "",
+        f"**{verdict['status'].upper()}{escaped(stamp)}.** {escaped(verdict['sentence'])}",
+    ]
+    parts += ["", *(f"- {escaped(reason)}" for reason in verdict["reasons"]), ""]
+    skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]
+    if texts := [*document["warnings"], *skipped]:
+        parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
+    parts += ["## Results", "", *_summary_tables(document)]
+    parts += ["## Comparisons", "", *_comparison_lines(document), ""]
+    parts += ["## Stages", "", *_stage_lines(document), ""]
+    parts += ["## Artifacts", "", *_artifact_lines(document), ""]
+    machine = f"{env['cpu_model']}, {env['cores_allowed']} cores allowed, {env['system']}, Python {env['python']}"
+    parts += ["## Reproduce", "", escaped(machine), "", _code(run["command"]), ""]
+    parts += [f"Seed {run['seed']}, benchmark tier {escaped(run['tier'])}, recipe {escaped(run['recipe_digest'])}."]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The text that ends a run: verdict and tables, no line wider than 80 columns."""
+    verdict, tier = document["derived"]["verdict"], document["derived"]["short_tier"]
+    stamp = f" ({tier} tier)" if tier else ""
+    lines = textwrap.wrap(f"{verdict['status'].upper()}{stamp}: {clean(verdict['sentence'])}", WIDTH)
+    for place, rows, reasons in _groups(document):
+        lines += ["", _short(clean(place), WIDTH)]
+        if rows:
+            all_rows = [list(_HEADS), *([clean(v).replace("\n", " ") for v in row] for row in rows)]
+            widths = _widths(all_rows, around=2 + 2 * (len(_HEADS) - 1))
+            for row in all_rows:
+                row[0] = _short(row[0], widths[0])
+                lines.append("  " + "  ".join(v.ljust(w) for v, w in zip(row, widths, strict=True)).rstrip())
+        for reason in reasons:
+            lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="  ", subsequent_indent="    ")
+    for reason in verdict["reasons"]:
+        lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="! ", subsequent_indent="  ")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,184 @@
+"""Latency rows: one for each cell (artifact × runtime × threads × batch), from the raw visits."""
+
+from typing import Any
+
+import numpy as np
+
+from compress import stats
+from compress.report.estimates import Estimate, baseline, measured, missing
+
+PERCENTILES = (90, 95, 99)
+NATIVE_RUNTIME = "torch_eager"
+_ENOUGH = 1_000_000  # more queries than any percentile shown here needs
+
+
+def queries_needed(percentile: int) -> int:
+    """The fewest pooled queries at which `percentile` may be printed."""
+    low, high = 0, _ENOUGH
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if stats.percentile_allowed(percentile / 100, middle) else (middle, high)
+    return high
+
+
+def pooled_quantiles(visits: list[dict[str, Any]], fractions: np.ndarray) -> np.ndarray:
+    """Quantiles (ns) at `fractions` in [0,1] of all visits together, each weighted by its number of queries.
+
+    Every visit brings its own quantiles on an even grid; the pooled distribution is their mixture, inverted.
+    """
+    levels = [np.asarray(v["quantiles_ns"], float) for v in visits]
+    weights = np.array([v["n"] for v in visits], float)
+    support = np.unique(np.concatenate(levels))
+    shares = np.zeros_like(support)
+    for weight, level in zip(weights / weights.sum(), levels, strict=True):
+        shares += weight * _share_below(support, level)
+    return np.interp(fractions, shares, support)
+
+
+def _share_below(support: np.ndarray, level: np.ndarray) -> np.ndarray:
+    grid = np.linspace(0.0, 1.0, len(level))
+    values, first = np.unique(level, return_index=True)
+    last = np.append(first[1:] - 1, len(level) - 1)
+    return np.interp(support, values, grid[last], left=0.0, right=1.0)
+
+
+def _artifact_of(facts: dict[str, Any], measurement: dict[str, Any]) -> dict[str, Any]:
+    of_stage = [a for a in facts["artifacts"] if a["stage"] == measurement["stage"]]
+    same_bytes = [a for a in facts["artifacts"] if a["digest"] == measurement["artifact_digest"]]
+    return next(iter(same_bytes + of_stage), {})
+
+
+def _reason(measurement: dict[str, Any]) -> str:
+    return measurement["failure"] or ("" if measurement["visits"] else "no visit was recorded")
+
+
+def _over_visits(measurement: dict[str, Any], key: str) -> Estimate:
+    values = [v[key] for v in measurement["visits"] if v.get(key)]
+    return measured(stats.median(values)) if values else missing("the runtime did not say")
+
+
+def _latency(measurement: dict[str, Any], seed: int) -> Estimate:
+    medians = [v["median_ns"] for v in measurement["visits"]]
+    if len(medians) < 2:
+        return measured(medians[0], reason="one round only")
+    return measured(stats.median(medians), *stats.bootstrap_median(medians, seed))
+
+
+def _percentiles(measurement: dict[str, Any]) -> dict[str, Estimate]:
+    queries = sum(v["n"] for v in measurement["visits"])
+    values = pooled_quantiles(measurement["visits"], np.array(PERCENTILES) / 100)
+    return {
+        f"p{percentile}": measured(value)
+        if stats.percentile_allowed(percentile / 100, queries)
+        else missing(f"have {queries:,} queries, need {queries_needed(percentile):,}")
+        for percentile, value in zip(PERCENTILES, values, strict=True)
+    }
+
+
+def _ecdf(measurement: dict[str, Any]) -> dict[str, list[float]]:
+    fractions = np.linspace(0.0, 1.0, 101)
+    values = pooled_quantiles(measurement["visits"], fractions)
+    return {"latency_ns": [float(v) for v in values], "fraction": [round(float(f), 2) for f in fractions]}
+
+
+def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Everything that comes from the visits of one cell that was measured."""
+    latency = _latency(measurement, seed)
+    images_per_second = measurement["batch"] * 1e9 / latency["value"]
+    macs = artifact.get("macs")
+    return {
+        "latency_ns": latency,
+        "percentiles_ns": _percentiles(measurement),
+        "ecdf": _ecdf(measurement),
+        "rounds": [v["round"] for v in measurement["visits"]],
+        "round_medians_ns": [v["median_ns"] for v in measurement["visits"]],
+        "queries": sum(v["n"] for v in measurement["visits"]),
+        **{k: _over_visits(measurement, k) for k in _PER_VISIT},
+        "images_per_second": measured(images_per_second),
+        "gmacs_per_second": measured(macs * images_per_second / 1e9) if macs else missing("MACs were not counted"),
+    }
+
+
+_PER_VISIT = ("import_ns", "load_ns", "first_inference_ns", "cpu_ns_per_inference", "peak_rss_bytes")
+
+
+def _no_numbers(reason: str) -> dict[str, Any]:
+    keys = ("latency_ns", *_PER_VISIT, "images_per_second", "gmacs_per_second")
+    return {
+        **{key: missing(reason) for key in keys},
+        "percentiles_ns": {f"p{p}": missing(reason) for p in PERCENTILES},
+        "ecdf": None,
+        "rounds": [],
+        "round_medians_ns": [],
+        "queries": 0,
+    }
+
+
+def compare(slow: dict[str, Any] | None, fast: dict[str, Any], what: str) -> Estimate:
+    """How many times faster `fast` is than `slow` (measurements), paired by round; `what` names a missing `slow`."""
+    if slow is None:
+        return {**missing(f"no measurement of {what}"), "verdict": ""}
+    if slow["cell"] == fast["cell"]:
+        return {**baseline(), "verdict": "", "against": slow["cell"]}
+    reason = _reason(fast) or (f"{slow['cell']}: {_reason(slow)}" if _reason(slow) else "")
+    of_slow = {v["round"]: v["median_ns"] for v in slow["visits"]}
+    pairs = [(of_slow[v["round"]], v["median_ns"]) for v in fast["visits"] if v["round"] in of_slow]
+    if not reason and len(pairs) < 2:
+        reason = f"needs 2 rounds in common, has {len(pairs)}"
+    if reason:
+        return {**missing(reason), "verdict": "", "against": slow["cell"]}
+    ratio, low, high = stats.paired_ratio([p[0] for p in pairs], [p[1] for p in pairs])
+    return {**measured(ratio, low, high), "verdict": stats.speed_verdict(low, high), "against": slow["cell"]}
+
+
+def find(facts: dict[str, Any], stage: str, runtime: str, threads: int, batch: int) -> dict[str, Any] | None:
+    """The measurement of `stage` in that runtime, A/A twins aside."""
+    wanted = (stage, runtime, threads, batch)
+    return next(
+        (
+            m
+            for m in facts["measurements"]
+            if not m["control"] and (m["stage"], m["runtime"], m["threads"], m["batch"]) == wanted
+        ),
+        None,
+    )
+
+
+def teacher_stage(facts: dict[str, Any]) -> str:
+    return next((a["stage"] for a in facts["artifacts"] if a["role"] == "teacher"), "teacher")
+
+
+def _row(facts: dict[str, Any], measurement: dict[str, Any]) -> dict[str, Any]:
+    artifact, teacher, reason = _artifact_of(facts, measurement), teacher_stage(facts), _reason(measurement)
+    where = (measurement["threads"], measurement["batch"])
+    identity = ("cell", "stage", "runtime", "runtime_version", "threads", "batch", "control", "twin_of", "failure")
+    baselines = {
+        "speedup_same_runtime": measurement["runtime"],
+        "speedup_native": NATIVE_RUNTIME,
+    }
+    return {
+        **{key: measurement[key] for key in identity},
+        "role": artifact.get("role", "student"),
+        "size_bytes": artifact.get("size_bytes"),
+        **(_no_numbers(reason) if reason else _numbers(measurement, artifact, facts["run"]["seed"])),
+        **{
+            name: compare(find(facts, teacher, runtime, *where), measurement, f"{teacher} in {runtime}")
+            for name, runtime in baselines.items()
+        },
+    }
+
+
+def cell_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a measurement, in the order of the facts."""
+    return [_row(facts, m) for m in facts["measurements"]]
+
+
+def aa_row(facts: dict[str, Any]) -> dict[str, Any]:
+    """The control: the same bytes under two names. Its ratio should be 1; `verdict` judges the machine."""
+    twin = next((m for m in facts["measurements"] if m["control"]), None)
+    if twin is None:
+        return {**missing("the run had no A/A control"), "verdict": "", "cell": "", "twin": ""}
+    original = next((m for m in facts["measurements"] if m["cell"] == twin["twin_of"]), None)
+    ratio = compare(original, twin, twin["twin_of"])
+    verdict = stats.aa_verdict(ratio["low"], ratio["high"]) if ratio["value"] is not None else ""
+    return {**ratio, "verdict": verdict, "cell": twin["twin_of"], "twin": twin["cell"]}

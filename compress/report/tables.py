@@ -1,0 +1,225 @@
+"""The page's tables: every row of `derived`, each number through `format`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compress.report import format as fmt
+from compress.report.labels import Labels
+from compress.report.markup import Markup, element, join
+
+_TONES = {
+    "faster": "pass", "kept": "pass", "paid": "pass", "ok": "pass",
+    "slower": "fail", "lost": "fail", "did not pay": "fail", "invalid": "fail",
+    "inconclusive": "inconclusive", "undecided": "inconclusive",
+}  # fmt: skip
+
+
+def table(caption: str, heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    """A table that scrolls sideways on a narrow screen, with its columns named."""
+    head = element("thead", element("tr", *(element("th", h, scope="col") for h in heads)))
+    return element(
+        "div",
+        element("table", head, element("tbody", *rows), aria_label=caption),
+        class_="wide",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
+
+
+def tag(word: str) -> Markup:
+    """A verdict word in its colour; the word itself carries the meaning."""
+    return element("span", word, class_=f"tag {_TONES.get(word, '')}".strip())
+
+
+def number(estimate: dict[str, Any], show: Callable[[dict[str, Any]], str], verdict: str = "") -> Markup:
+    """A table cell with a number and its verdict word, or the reason why there is none."""
+    missing = estimate["value"] is None and not estimate.get("is_baseline")
+    extra = (element("small", tag(verdict)),) if verdict else ()
+    class_ = "none" if missing else "n soft" if estimate.get("is_baseline") else "n"
+    return element("td", show(estimate), *extra, class_=class_)
+
+
+def plain(estimate: dict[str, Any], one: Callable[[float], str]) -> Markup:
+    return number(estimate, lambda e: fmt.shown(e, one))
+
+
+def _name(cell: dict[str, Any], labels: Labels) -> Markup:
+    where = f"{cell['runtime']} {cell['runtime_version']}, {fmt.threads(cell['threads'])}"
+    if labels.many_batches or cell["batch"] > 1:
+        where += f", batch {cell['batch']}"
+    twin = " (A/A twin)" if cell["control"] else ""
+    return element("th", cell["stage"] + twin, element("small", where, class_="n"), scope="row")
+
+
+def _row_class(cell: dict[str, Any], document: dict[str, Any]) -> str | None:
+    if cell["cell"] == document["derived"]["primary_cell"]:
+        return "primary"
+    return "aside" if cell["control"] else None
+
+
+def _failed_row(cell: dict[str, Any], columns: int, document: dict[str, Any], labels: Labels) -> Markup:
+    words = fmt.absent(cell["latency_ns"]["reason"])
+    return element(
+        "tr",
+        _name(cell, labels),
+        element("td", words, class_="none", colspan=str(columns)),
+        class_=_row_class(cell, document),
+    )
+
+
+def results(document: dict[str, Any], labels: Labels) -> Markup:
+    """One row a cell: accuracy, latency, speed-ups and size."""
+    accuracy = {(r["stage"], r["runtime"]): r for r in document["derived"]["accuracy"]}
+    heads = ("stage, runtime", "top-1 (95 %)", "against the teacher", "latency, median (95 %)",
+             "speed-up, same runtime", "speed-up, torch_eager", "file")  # fmt: skip
+    rows = []
+    for cell in document["derived"]["cells"]:
+        judged = accuracy.get((cell["stage"], cell["runtime"]))
+        if cell["failure"] and (judged is None or judged["top1_fraction"]["value"] is None):
+            rows.append(_failed_row(cell, len(heads) - 1, document, labels))
+            continue
+        size = "" if cell["size_bytes"] is None else fmt.size(cell["size_bytes"])
+        rows.append(
+            element(
+                "tr",
+                _name(cell, labels),
+                *_accuracy_cells(judged),
+                number(cell["latency_ns"], fmt.latency_interval),
+                *(_speedup_cell(cell, key) for key in ("speedup_same_runtime", "speedup_native")),
+                element("td", size or fmt.absent("no artifact was recorded"), class_="n" if size else "none"),
+                class_=_row_class(cell, document),
+            )
+        )
+    return table("Results of each cell", heads, rows)
+
+
+def _speedup_cell(cell: dict[str, Any], key: str) -> Markup:
+    return number(cell[key], fmt.ratio_interval, cell[key].get("verdict", ""))
+
+
+def _accuracy_cells(judged: dict[str, Any] | None) -> tuple[Markup, Markup]:
+    if judged is None:
+        nothing = element("td", fmt.absent("not evaluated in this runtime"), class_="none")
+        return nothing, nothing
+    difference = judged["difference_fraction"]
+    return number(judged["top1_fraction"], fmt.percent_interval), number(
+        difference, fmt.points_interval, judged["verdict"]
+    )
+
+
+def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
+    """One row a measured cell: tail, start-up, CPU time, memory and throughput."""
+    heads = ("stage, runtime", "p90", "p95", "p99", "first inference", "load", "CPU time per query",
+             "peak memory", "throughput", "arithmetic", "rounds, queries")  # fmt: skip
+    rows = []
+    for cell in document["derived"]["cells"]:
+        if cell["latency_ns"]["value"] is None:
+            rows.append(_failed_row(cell, len(heads) - 1, document, labels))
+            continue
+        of_time = [*cell["percentiles_ns"].values()]
+        of_time += [cell[k] for k in ("first_inference_ns", "load_ns", "cpu_ns_per_inference")]
+        rows.append(
+            element(
+                "tr",
+                _name(cell, labels),
+                *(plain(e, fmt.latency) for e in of_time),
+                plain(cell["peak_rss_bytes"], fmt.size),
+                plain(cell["images_per_second"], fmt.rate),
+                plain(cell["gmacs_per_second"], fmt.gmacs),
+                element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", class_="n"),
+                class_=_row_class(cell, document),
+            )
+        )
+    return table("Latency in detail", heads, rows)
+
+
+def accuracy_detail(document: dict[str, Any]) -> Markup:
+    """One row an artifact and runtime: all that was counted on the report split."""
+    heads = ("stage, runtime", "images", "top-1 (95 %)", "top-5 (95 %)", "against the teacher", "McNemar",
+             "same answer as the teacher")  # fmt: skip
+    rows = []
+    for row in document["derived"]["accuracy"]:
+        name = element("th", row["stage"], element("small", row["runtime"]), scope="row")
+        if row["failure"]:
+            rows.append(element("tr", name, element("td", fmt.absent(row["failure"]), class_="none", colspan="6")))
+            continue
+        more = row["more_images"]
+        p = row["mcnemar_p"]
+        rows.append(
+            element(
+                "tr",
+                name,
+                element("td", fmt.count(row["n"]), class_="n"),
+                number(row["top1_fraction"], fmt.percent_interval),
+                number(row["top5_fraction"], fmt.percent_interval),
+                number(row["difference_fraction"], fmt.points_interval, row["verdict"]),
+                element("td", "" if p is None else fmt.p_value(p),
+                        element("small", f"about {fmt.about(more)} more images needed") if more else None, class_="n"),
+                plain(row["agreement_fraction"], fmt.percent),
+            )
+        )  # fmt: skip
+    return table("Accuracy in detail", heads, rows)
+
+
+def stages(document: dict[str, Any]) -> Markup:
+    """One row a stage: what it did, cost and gained, and whether it paid."""
+    facts = {s["name"]: s for s in document["stages"]}
+    heads = ("stage", "top-1 on select", "top-1 on report", "latency", "bytes", "did it pay?", "time")
+    rows = []
+    for row in document["derived"]["stages"]:
+        fact, gain = facts[row["stage"]], row["latency_gain"]
+        notes = [fact["what"], fact["pairing"], *fact["events"]]
+        parent = element("small", f"from {row['parent']}") if row["parent"] else None
+        report = row["cost_on_report_fraction"]
+        unpaired = element("small", "unpaired interval") if report["value"] is not None and not report["paired"] else ""
+        rows.append(
+            element(
+                "tr",
+                element("th", row["stage"], parent, *(element("small", n) for n in notes if n),
+                        scope="row", class_="notes"),
+                number(row["cost_on_select_fraction"], fmt.points_interval),
+                element("td", fmt.points_interval(report), unpaired,
+                        class_="none" if report["value"] is None and not report.get("is_baseline") else "n"),
+                number(gain, fmt.ratio_interval, gain.get("verdict", "")),
+                number(row["size_gain"], fmt.ratio_interval),
+                element("td", tag(row["paid"]) if row["paid"] else "", element("small", row["why"])),
+                element("td", fmt.duration(fact["seconds"]),
+                        element("small", "from the store") if fact["reused"] else None, class_="n"),
+            )
+        )  # fmt: skip
+    return table("Stages of the chain", heads, rows)
+
+
+def parity_text(parity: dict[str, Any] | None) -> str:
+    """Agreement of an exported file with the network that it came from."""
+    if not parity or not parity["images"]:
+        return fmt.absent("no image was compared")
+    agreement = fmt.percent(parity["top1_agreement_fraction"])
+    return f"{agreement} of {fmt.count(parity['images'])} images, largest difference {parity['max_difference']:.2g}"
+
+
+def artifacts(document: dict[str, Any]) -> Markup:
+    """One row a file: bytes, parameters, MACs, parity with torch and digest."""
+    heads = ("stage", "file", "format", "bytes", "parameters", "MACs per image", "same top-1 as in torch", "sha256")
+    rows = [
+        element(
+            "tr",
+            element("th", a["stage"], element("small", "shipped") if a["stage"] == document["shipped"] else None,
+                    scope="row"),
+            element("td", a["file"] or "not shipped"),
+            element("td", f"{a['format']}, {a['precision']}", class_="n"),
+            element("td", fmt.size(a["size_bytes"]), class_="n"),
+            element("td", fmt.quantity(a["parameters"]), class_="n"),
+            element("td", fmt.quantity(a["macs"]) if a["macs"] else fmt.absent("not counted"), class_="n"),
+            element("td", parity_text(a["parity"]) if a["format"] == "onnx" else "", class_="p"),
+            element("td", element("code", fmt.short_digest(a["digest"])), class_="n"),
+        )
+        for a in document["artifacts"]
+    ]  # fmt: skip
+    return table("Artifacts", heads, rows)
+
+
+def pairs(items: Sequence[tuple[str, Any]]) -> Markup:
+    """A list of terms and values; empty values are left out."""
+    return element("dl", join(*(join(element("dt", k), element("dd", v)) for k, v in items if v not in ("", None))))

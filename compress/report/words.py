@@ -1,0 +1,25 @@
+"""The sentences that explain the page to its reader."""
+
+RESULTS = (
+    "Latency of one query in a process of its own; top-1 of the same bytes in the same runtime on every image of the "
+    "report split. In brackets: 95 % intervals. Highlighted: the cell that the verdict speaks of."
+)
+PARETO = (
+    "Up and to the left is better. Bars: 95 % intervals. Area: file size. Ring: teacher. Faded: another cell is better."
+)
+ECDF = (
+    "Share of queries that took at most this long; the slowest 1 % lie beyond the end of each line. "
+    "Marks: p50, and p90 and p99 where there are enough queries."
+)
+FOREST = (
+    "Paired by round, with 95 % intervals. Shaded: the noise band of 2 %. The control compares the same bytes under "
+    "two names and should contain 1."
+)
+ROUNDS = "A slope is drift, a jump is a neighbour on the machine. Shaded: the noise band of 2 %."
+STAGES = (
+    "Change of top-1 in points against the stage's parent; decisions look at the select split only. "
+    "Latency and bytes: how many times better than the parent."
+)
+WATERFALL = "On the report split, with 95 % intervals. Faded: not kept."
+LOSSES = "As logged while training."
+RAW = "from report.json beside this file, which holds every raw number."

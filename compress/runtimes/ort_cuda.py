@@ -1,0 +1,95 @@
+"""ONNX Runtime on an NVIDIA GPU; refuses to run when the CPU would silently take over."""
+
+import ctypes
+from importlib import metadata, util
+from typing import Any
+
+import numpy as np
+
+REQUIRES = "onnxruntime-gpu[cuda,cudnn]>=1.21"
+FORMAT = "onnx"
+# As for ort_cpu; TensorFloat-32, which keeps 10 bits of the mantissa, is switched off below.
+TOLERANCE = {"float32": 1e-3, "int8": 0.25}
+
+_PROVIDER = "CUDAExecutionProvider"
+
+
+def unavailable() -> str:
+    """Why this runtime cannot be used here; empty when it can."""
+    device = _no_device()
+    if device:
+        return f"no CUDA device: {device}; with one, pip install '{REQUIRES}'"
+    wheels = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
+    if {"onnxruntime", "onnxruntime-gpu"} <= wheels:
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            f"pip uninstall onnxruntime onnxruntime-gpu, then pip install '{REQUIRES}'"
+        )
+    if util.find_spec("onnxruntime") is None:
+        return f"onnxruntime-gpu is not installed: pip install '{REQUIRES}'"
+    import onnxruntime
+
+    if _PROVIDER not in onnxruntime.get_available_providers():
+        return f"the installed onnxruntime has no CUDA provider: pip uninstall onnxruntime; pip install '{REQUIRES}'"
+    return ""
+
+
+def _no_device() -> str:
+    """Asks the driver itself: the runtime lists its CUDA provider even where there is no GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the NVIDIA driver library libcuda.so.1 is not on this machine"
+    status, count = driver.cuInit(0), ctypes.c_int(0)
+    if status == 0:
+        status = driver.cuDeviceGetCount(ctypes.byref(count))
+    if status != 0:
+        return f"the NVIDIA driver answers with error {status}"
+    return "" if count.value > 0 else "the NVIDIA driver shows no GPU"
+
+
+def version() -> str:
+    """Version of the library; importing it is part of this call."""
+    import onnxruntime
+
+    return onnxruntime.__version__
+
+
+def open_session(path: str, threads: int) -> Any:
+    """A session on GPU 0. RuntimeError when the runtime fell back to the CPU."""
+    import onnxruntime
+
+    # Finds the CUDA and cuDNN libraries that pip installed; the loader does not look there by itself.
+    onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=[(_PROVIDER, {"device_id": "0", "use_tf32": "0"})])
+    actual = session.get_providers()
+    if actual[0] != _PROVIDER:
+        raise RuntimeError(
+            f"asked for {_PROVIDER}, got {actual[0]}: the CUDA or cuDNN libraries did not load; "
+            f"pip install '{REQUIRES}'"
+        )
+    return session
+
+
+def run(session: Any, inputs: np.ndarray) -> np.ndarray:
+    """Logits float32 `[B,K]` of images float32 `[B,C,H,W]` in [0,1]; copies to and from the GPU are included."""
+    return session.run(None, {session.get_inputs()[0].name: inputs})[0]
+
+
+def effective(session: Any) -> dict[str, Any]:
+    """The settings really in effect, read back from the session."""
+    options = session.get_session_options()
+    batch = session.get_inputs()[0].shape[0]
+    return {
+        "providers": session.get_providers(),
+        "provider_options": session.get_provider_options().get(_PROVIDER, {}),
+        "intra_op_threads": options.intra_op_num_threads,
+        "inter_op_threads": options.inter_op_num_threads,
+        "optimisation": options.graph_optimization_level.name,
+        "fixed_batch": batch if isinstance(batch, int) else 0,
+    }

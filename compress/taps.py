@@ -1,0 +1,200 @@
+"""Taps: read a network's inner signals by forward hooks, whatever the network is.
+
+`probe` runs a network once and finds its stages (the last map at each resolution) and its pooled embedding. `Tapped`
+is the network with hooks on the wanted places. `pair` matches the stages of two networks by stride, which list
+positions do not do: a MobileNet's second stage is not a ResNet's.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError
+from compress.execution import Execution
+from compress.types import Signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A place to read: module path, map shape (C,H,W), stride against the input, position among the stages."""
+
+    path: str
+    shape: tuple[int, int, int]
+    stride: int
+    order: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What one forward pass showed: stages from shallow to deep, and the last linear layer (its input is `pooled`)."""
+
+    stages: tuple[Tap, ...]
+    classifier: str
+    pooled_dim: int
+
+    def by_stride(self) -> dict[int, Tap]:
+        # of several taps of one stride the last one counts
+        return {tap.stride: tap for tap in self.stages}
+
+
+@dataclass(frozen=True)
+class _Call:
+    path: str
+    shape: tuple[int, int, int]
+    leaf: bool
+
+
+def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
+    """Find the stages of `network` with one forward pass in eval mode."""
+    calls: list[_Call] = []
+    linears: list[tuple[str, int]] = []
+    handles = []
+    for path, module in network.named_modules():
+        leaf = next(module.children(), None) is None
+
+        def record(_: nn.Module, inputs: Any, output: Any, path: str = path, leaf: bool = leaf) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+                calls.append(_Call(path, tuple(output.shape[1:]), leaf))  # type: ignore[arg-type]
+
+        def record_linear(layer: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
+            if inputs[0].dim() == 2:
+                linears.append((path, inputs[0].shape[1]))
+
+        handles.append(module.register_forward_hook(record))
+        if isinstance(module, nn.Linear):
+            handles.append(module.register_forward_hook(record_linear))
+    training = network.training
+    try:
+        with torch.no_grad():
+            parameter = next(network.parameters())
+            network.eval()(torch.zeros(2, *input_shape, device=parameter.device))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    classifier, pooled_dim = linears[-1] if linears else ("", 0)
+    return Probe(stages=tuple(_stages(calls, input_shape[-1])), classifier=classifier, pooled_dim=pooled_dim)
+
+
+def _stages(calls: list[_Call], input_size: int) -> Iterable[Tap]:
+    """The end of each resolution: among the maps of one size, the latest whose lowest common ancestor with the layer
+    that shrinks it next is shallowest. So a block's own expansion, which lies deeper inside the shrinking block than
+    the previous block's output, is not taken for a stage. Side branches that shrink for a while (squeeze-excite) do
+    not count: a size ends where no larger map comes after it.
+    """
+    sizes = [call.shape[-1] for call in calls]
+    largest_after = sizes[:]
+    for i in range(len(sizes) - 2, -1, -1):
+        largest_after[i] = max(sizes[i], largest_after[i + 1])
+    order = 0
+    for size in sorted(set(largest_after), reverse=True):
+        last = max(i for i, s in enumerate(sizes) if s == size)
+        shrinks = next((c.path for c in calls[last + 1 :] if c.leaf), "")
+        candidates = [
+            (-_common_depth(call.path, shrinks), i)
+            for i, call in enumerate(calls)
+            if call.shape[-1] == size and largest_after[i] == size and call.path
+        ]
+        if not candidates:
+            continue
+        call = calls[max(candidates)[1]]
+        yield Tap(path=call.path, shape=call.shape, stride=max(1, round(input_size / size)), order=order)
+        order += 1
+
+
+def _common_depth(a: str, b: str) -> int:
+    depth = 0
+    for left, right in zip(a.split("."), b.split("."), strict=False):
+        if left != right:
+            break
+        depth += 1
+    return depth
+
+
+def pair(student: Probe, teacher: Probe) -> list[tuple[Tap, Tap]]:
+    """(student tap, teacher tap) of equal stride, shallow to deep; without any, the deepest of each."""
+    theirs = teacher.by_stride()
+    pairs = [(tap, theirs[stride]) for stride, tap in student.by_stride().items() if stride in theirs]
+    if not pairs and student.stages and teacher.stages:
+        pairs = [(student.stages[-1], teacher.stages[-1])]
+    return pairs
+
+
+def describe_pairs(pairs: list[tuple[Tap, Tap]]) -> str:
+    """One line that shows the pairing: a silent wrong pairing is the worst failure."""
+    return "; ".join(
+        f"stride {s.stride}: student {s.path} {'×'.join(map(str, s.shape))} ↔ "
+        f"teacher {t.path} {'×'.join(map(str, t.shape))}"
+        for s, t in pairs
+    )
+
+
+class _Enough(Exception):
+    """Raised by the deepest wanted hook to leave the rest of the forward pass undone."""
+
+
+class Tapped:
+    """A network read at the wanted stages: `tapped(inputs) → Signals`, all in float32.
+
+    `taps` are the stages to deliver as `maps` (keyed by their own stride); with `logits=False` the pass stops at the
+    deepest of them. `execution` is how to run it (layout, precision). Signals of a frozen network carry no graph.
+    """
+
+    def __init__(
+        self, network: nn.Module, probed: Probe, taps: Iterable[Tap], execution: Execution,
+        *, logits: bool = True, pooled: bool = False,
+    ):  # fmt: skip
+        self.network, self.execution, self.logits = network, execution, logits
+        self._maps: dict[int, tuple[Tensor, int]] = {}
+        self._pooled: Tensor | None = None
+        self._handles = []
+        wanted = sorted(taps, key=lambda tap: tap.order)
+        for position, tap in enumerate(wanted):
+            stop = not logits and position == len(wanted) - 1
+            module = network.get_submodule(tap.path)
+            self._handles.append(module.register_forward_hook(self._reader(tap.stride, stop)))
+        if pooled:
+            if not probed.classifier:
+                raise CompressError(f"`{type(network).__name__}` has no linear layer, so no pooled embedding to read")
+            layer = network.get_submodule(probed.classifier)
+            self._handles.append(layer.register_forward_pre_hook(self._read_pooled))
+
+    def _reader(self, stride: int, stop: bool) -> Any:
+        def read(_: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._maps[stride] = (output, output._version)
+            if stop:
+                raise _Enough
+
+        return read
+
+    def _read_pooled(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._pooled = inputs[0]
+
+    def __call__(self, inputs: Tensor) -> Signals:
+        self._maps.clear()
+        self._pooled = logits = None
+        with self.execution.context(inputs.device.type):
+            try:
+                logits = self.network(self.execution.arrange(inputs))
+            except _Enough:
+                pass
+        for stride, (value, version) in self._maps.items():
+            if value._version != version:
+                raise CompressError(
+                    f"the map at stride {stride} was changed in place after it was read: tap a later layer"
+                )
+        return Signals(
+            logits=None if logits is None else logits.float(),
+            pooled=None if self._pooled is None else self._pooled.float(),
+            maps={stride: value.float() for stride, (value, _) in self._maps.items()},
+        )
+
+    def close(self) -> None:
+        """Remove the hooks: they must not reach an export or a copy."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._maps.clear()

@@ -1,0 +1,316 @@
+"""THE training loop. Baseline, hint stage, distillation and recovery after pruning differ by what they hand to it.
+
+Every random number is a function of (seed, epoch, sample index), so a run killed at any step and started again ends
+with bit-identical weights: the checkpoint holds the weights, the optimizer, the average, the step and the number of
+threads, and nothing else is needed.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from compress import augment, randomness
+from compress.errors import CompressError, InputRejected, TrainingDiverged
+from compress.progress import Progress, say
+from compress.store import write_atomic
+from compress.types import Batch
+
+CHECKPOINT_EVERY_S = 20.0
+SLOW_WINDOW_STEPS = 20  # a rate is judged over this many steps, never a single one
+WARMUP_SHARE = 0.1
+
+
+class Interrupted(CompressError):
+    """A signal asked us to stop; the work so far is in the checkpoint."""
+
+    def __init__(self, message: str, *, hint: str, signal_number: int):
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train one phase. `learning_rate` is that of a batch of 128 images; it scales with the batch."""
+
+    epochs: float
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    optimizer: str = "sgd"
+    schedule: str = "cosine"
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    ema: float = 0.0
+
+    def steps(self, images: int) -> tuple[int, int]:
+        """(all steps, steps of an epoch) for a train split of `images`."""
+        per_epoch = max(1, images // self.batch_size)
+        return max(1, round(self.epochs * per_epoch)), per_epoch
+
+
+def learning_rate_at(plan: Plan, progress: float) -> float:
+    """Linear warm-up, then cosine to zero. `onecycle` warms up over 30 % (Smith 2018), `cosine` over 10 %."""
+    peak = plan.learning_rate * plan.batch_size / 128 if plan.optimizer == "sgd" else plan.learning_rate
+    warmup = {"cosine": WARMUP_SHARE, "onecycle": 0.3, "constant": 0.0}[plan.schedule]
+    if progress < warmup:
+        return peak * (0.02 + 0.98 * progress / warmup)
+    if plan.schedule == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def make_optimizer(plan: Plan, module: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW. Biases and BatchNorm's vectors are not decayed."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=plan.learning_rate)
+    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=True)
+
+
+class _State:
+    """What a checkpoint holds: one safetensors file, its JSON header included, written atomically."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, threads: int):
+        self.module, self.optimizer = module, optimizer
+        self.average = {k: v.clone() for k, v in module.state_dict().items()} if plan.ema else {}
+        self.step, self.threads = 0, threads
+        self.events: list[str] = []
+        self.curve: dict[str, list[float]] = {"step": [], "loss": []}
+        self.seconds = 0.0
+
+    def save(self, path: Path) -> None:
+        tensors = {f"module/{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+        tensors = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
+        header = {k: json.dumps(getattr(self, k)) for k in ("step", "threads", "events", "curve", "seconds")}
+        write_atomic(path, to_safetensors(tensors, header))
+
+    def load(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:  # safetensors raises its own and bare types for a damaged file
+            raise InputRejected(
+                f"checkpoint {path} is damaged: {error}", hint="delete it; the phase starts anew"
+            ) from error
+        for key in ("step", "threads", "events", "curve", "seconds"):
+            setattr(self, key, json.loads(header[key]))
+        self.module.load_state_dict(_under(tensors, "module/"))
+        for key, value in _under(tensors, "average/").items():
+            self.average[key].copy_(value)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(tensors, "optimizer/").items():
+            index, _, name = key.partition("/")
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    loss_of: Callable[[Batch], Tensor],
+    augmenter: augment.Augmenter,
+    plan: Plan,
+    *,
+    seed: int,
+    threads: int,
+    thread_choices: tuple[int, ...],
+    checkpoint: Path,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train `module` in place to the end of `plan`, from `checkpoint` if it is there.
+
+    `loss_of(batch) → scalar` may use networks beside `module`; only `module`'s parameters are trained. Returns facts:
+    the loss curve, events (a new choice of threads), steps, images a second. Raises TrainingDiverged at the first
+    loss that is not finite, and Interrupted after a signal; the last good checkpoint stays.
+    """
+    optimizer = make_optimizer(plan, module)
+    state = _State(module, optimizer, plan, threads)
+    if checkpoint.exists():
+        state.load(checkpoint)
+        if 0 < state.step:
+            say(f"  {name}: going on from step {state.step}")
+    images = len(augmenter.labels)
+    steps, per_epoch = plan.steps(images)
+    batch_size = min(plan.batch_size, images)
+    torch.set_num_threads(state.threads)
+    started = saved = time.monotonic()
+    first_step, seconds_before = state.step, state.seconds
+    watch = _RateWatch()
+    with Progress(name, steps * batch_size, "images", done=state.step * batch_size) as bar, _signals() as caught:
+        module.train()
+        while state.step < steps:
+            epoch, position = divmod(state.step, per_epoch)
+            if position == 0 or state.step == first_step:
+                order = augment.epoch_order(seed, epoch, images)
+            index = order[position * batch_size : (position + 1) * batch_size]
+            progress = state.step / steps
+            batch = augmenter.batch(index, augment.views(seed, epoch, index), progress)
+            batch = _to_device(batch, device)
+            loss = _step(module, optimizer, loss_of, batch, plan, seed, state, name)
+            state.step += 1
+            if state.step % max(1, steps // 200) == 0 or state.step == steps:
+                state.curve["step"].append(state.step)
+                state.curve["loss"].append(round(loss, 6))
+            bar.to(state.step * batch_size, f"loss {loss:.3f}")
+            if watch.slow() and len(thread_choices) > 1:
+                _choose_threads_again(name, module, loss_of, batch, state, thread_choices, watch)
+            now = time.monotonic()
+            state.seconds = seconds_before + now - started
+            if now - saved > CHECKPOINT_EVERY_S or caught or state.step == steps:
+                state.save(checkpoint)
+                saved = now
+            if caught and state.step < steps:
+                raise Interrupted(
+                    f"stopped at step {state.step} of {steps} of {name}; the work so far is kept",
+                    hint="the same command goes on from here",
+                    signal_number=caught[0],
+                )
+    if plan.ema:
+        module.load_state_dict(state.average)
+    done = max(1, state.step - first_step)
+    return {
+        "steps": steps,
+        "epochs": plan.epochs,
+        "curve": state.curve,
+        "events": state.events,
+        "threads": state.threads,
+        "images_per_second": round(done * batch_size / max(1e-9, time.monotonic() - started), 1),
+    }
+
+
+def _to_device(batch: Batch, device: str) -> Batch:
+    if device == "cpu":
+        return batch
+    return replace(batch, inputs=batch.inputs.to(device), labels=batch.labels.to(device))
+
+
+def _step(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Batch], Tensor], batch: Batch,
+    plan: Plan, seed: int, state: _State, name: str,
+) -> float:  # fmt: skip
+    # dropout draws from torch's global stream: seeding it per step makes it a function of the step too
+    torch.manual_seed(randomness.derive("step", seed, state.step))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(plan, batch.progress)
+    optimizer.zero_grad(set_to_none=True)
+    loss = loss_of(batch)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss of {name} became {value} at step {state.step}; the last good checkpoint is kept",
+            hint=f"lower the learning rate, for example --set learning_rate={plan.learning_rate / 4:g}",
+        )
+    loss.backward()
+    optimizer.step()
+    if state.average:
+        with torch.no_grad():
+            for key, value_now in module.state_dict().items():
+                if value_now.is_floating_point():
+                    state.average[key].lerp_(value_now, 1 - plan.ema)
+                else:
+                    state.average[key].copy_(value_now)
+    return value
+
+
+class _RateWatch:
+    """Says when the time of a step has doubled over two windows in a row, against the best window so far."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.best_s = math.inf
+        self.count, self.slow_windows = 0, 0
+        self.started = time.monotonic()
+
+    def slow(self) -> bool:
+        self.count += 1
+        if self.count < SLOW_WINDOW_STEPS:
+            return False
+        now = time.monotonic()
+        seconds, self.started, self.count = (now - self.started) / self.count, now, 0
+        self.slow_windows = self.slow_windows + 1 if seconds > 2 * self.best_s else 0
+        self.best_s = min(self.best_s, seconds)
+        return self.slow_windows >= 2
+
+
+def _choose_threads_again(
+    name: str, module: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch, state: _State,
+    choices: tuple[int, ...], watch: _RateWatch,
+) -> None:  # fmt: skip
+    """Time a step at each number of threads, leaving no trace in weights or statistics, and take the fastest."""
+    buffers = {k: v.clone() for k, v in module.named_buffers()}
+    seconds: dict[int, float] = {}
+    for threads in choices * 2:
+        torch.set_num_threads(threads)
+        started = time.perf_counter()
+        loss_of(batch).backward()
+        seconds[threads] = min(seconds.get(threads, math.inf), time.perf_counter() - started)
+    with torch.no_grad():
+        for key, value in module.named_buffers():
+            value.copy_(buffers[key])
+    state.threads = min(seconds, key=lambda n: seconds[n])
+    torch.set_num_threads(state.threads)
+    event = f"step {state.step}: the rate fell to less than half; probed again: {state.threads} threads"
+    state.events.append(event)
+    say(f"  {name}: {event}")
+    watch.reset()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying at once, so that the step in hand is finished and kept.
+
+    A second signal acts as usual. Off the main thread nothing is caught.
+    """
+    caught: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread
+        previous.clear()
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: np.ndarray, *, batch_size: int = 256, device: str = "cpu") -> np.ndarray:
+    """float32 logits `[N,K]` of uint8 images `[N,H,W,C]` in eval mode; every image once."""
+    network.eval()
+    outputs = []
+    for start in range(0, len(images), batch_size):
+        chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+        outputs.append(network(chunk.permute(0, 3, 1, 2).float() / 255).float().cpu().numpy())
+    return np.concatenate(outputs)

@@ -1,0 +1,129 @@
+"""The few frozen records that steps exchange. Raw facts only: derived numbers are computed late, in `report/rows.py`.
+
+Only the standard library and numpy are imported here; a torch tensor is named as `Any` where a record may hold one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One split. `images` uint8 `[N,H,W,C]` (C is 1 or 3; may be memory-mapped), `labels` int64 `[N]` (−1 = unlabelled).
+
+    `mean` and `std` (one value a channel, of images in [0,1]) are those of the train split, whichever split this is.
+    `may_flip` says whether a mirrored image still belongs to its class. `digest` covers pixels, labels and names.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    may_flip: bool
+    digest: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The four uses of data. Choices may look at `select` only; `report` is read once, at the end."""
+
+    train: Dataset
+    select: Dataset
+    calibrate: Dataset
+    report: Dataset
+    skipped: tuple[str, ...] = ()  # files left out under `on_bad = skip`, with the reason
+    warnings: tuple[str, ...] = ()  # what a reader of the results should know about the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`inputs` float32 `[B,C,H,W]` in [0,1], `labels` int64 `[B]`, `index` and `view` uint64 `[B]` (numpy)."""
+
+    inputs: Any
+    labels: Any
+    index: np.ndarray
+    view: np.ndarray
+    progress: float  # of the phase, in [0,1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What a tapped network delivers: `logits` `[B,K]`, `pooled` `[B,D]` or None, `maps` stride → `[B,C,H,W]`."""
+
+    logits: Any
+    pooled: Any = None
+    maps: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A phase of a method that comes before the common one, with a loss of its own.
+
+    `loss(config, student, teacher, batch, adapters) → scalar` reads the maps of `pairs` (student tap, teacher tap).
+    Both networks run only as deep as these, unless `logits`. `share` is its part of the epochs.
+    """
+
+    name: str
+    share: float
+    loss: Callable[..., Any]
+    pairs: tuple[tuple[Any, Any], ...]
+    logits: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file that ships or is measured, with its contract. `stage` names the step of the chain that made it."""
+
+    path: Path
+    digest: str  # sha256 of the file
+    format: str  # "onnx" or "torch"
+    precision: str  # "float32", "int8"
+    stage: str
+    size_bytes: int
+    parameters: int
+    macs: int
+    input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One cell's raw facts: an artifact in a runtime at a number of threads. `failure` says why there is none."""
+
+    cell: str
+    artifact: str  # the artifact's stage name
+    artifact_digest: str
+    runtime: str
+    runtime_version: str
+    threads: int
+    visits: tuple[dict[str, Any], ...] = ()  # one a round; see worker.py for the fields
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The machine and the versions that a number belongs to."""
+
+    cpu_model: str
+    isa: tuple[str, ...]
+    cores_allowed: int
+    cpu_quota: float  # cores granted by the control group; 0 when there is no limit
+    memory_bytes: int
+    gpu: str
+    system: str
+    python: str
+    packages: dict[str, str]
+    commit: str

@@ -1,0 +1,233 @@
+"""The measured child: one artifact in one runtime, timed, answering, or describing itself.
+
+Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) are all that it needs.
+
+    python -P worker.py SPEC.json
+
+SPEC.json: `mode` (`probe`, `latency`, `answers`, `inspect`), `adapter` (path of the adapter file), `result` (where the
+JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images` (.npy, uint8
+`[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write).
+Optional limits: `cap_s` (wall clock), `memory_bytes` (address space).
+
+A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
+"""
+
+import ctypes
+import gc
+import importlib.util
+import json
+import os
+import resource
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+WARMUP_KEPT = 50
+# So that a slow model's visit still has a median.
+MIN_BLOCK_RUNS = 5
+STEADY_SHARE = 0.02
+
+
+class StageFailed(Exception):
+    """What went wrong, with the stage in which it did: import, load, first_inference, warmup, block or answers."""
+
+    def __init__(self, stage: str, cause: Exception):
+        super().__init__(f"{type(cause).__name__}: {cause}")
+        self.stage = stage
+        self.kind = type(cause).__name__
+
+
+@contextmanager
+def stage(name: str, facts: dict[str, Any]) -> Iterator[None]:
+    """Adds the block's wall time to `facts` as `<name>_ns`; any exception becomes StageFailed."""
+    start = time.perf_counter_ns()
+    try:
+        yield
+    except Exception as error:
+        raise StageFailed(name, error) from error
+    facts[f"{name}_ns"] = time.perf_counter_ns() - start
+
+
+def load_adapter(path: str) -> ModuleType:
+    """The adapter module in the file `path`."""
+    module_spec = importlib.util.spec_from_file_location("adapter", path)
+    assert module_spec and module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def start(spec: dict[str, Any], facts: dict[str, Any]) -> tuple[ModuleType, Any]:
+    """(adapter, open session); `facts` receives the version and the times of both stages."""
+    with stage("import", facts):
+        adapter = load_adapter(spec["adapter"])
+        facts["runtime_version"] = adapter.version()
+    with stage("load", facts):
+        session = adapter.open_session(spec["model"], spec["threads"])
+        facts["effective"] = adapter.effective(session)
+    return adapter, session
+
+
+def to_inputs(images: np.ndarray) -> np.ndarray:
+    """A new float32 `[B,C,H,W]` array in [0,1] from uint8 `[B,H,W,C]`."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+
+def draw(pool: np.ndarray, batch: int, seed: list[int]) -> Iterator[np.ndarray]:
+    """Endless batches from the pool, with replacement, each in a new buffer; equal seeds give equal batches."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield to_inputs(pool[generator.integers(0, len(pool), size=batch)])
+
+
+def repeat(
+    adapter: ModuleType, session: Any, queries: Iterator[np.ndarray], runs: int, seconds: float
+) -> tuple[list[int], int]:
+    """(wall times, total CPU time) in ns of single inferences, until both `runs` and `seconds` are reached.
+
+    Making the input lies outside both clocks.
+    """
+    samples: list[int] = []
+    cpu_ns = 0
+    end = time.perf_counter_ns() + int(seconds * 1e9)
+    while len(samples) < runs or time.perf_counter_ns() < end:
+        inputs = next(queries)
+        cpu_start = time.process_time_ns()
+        wall_start = time.perf_counter_ns()
+        adapter.run(session, inputs)
+        samples.append(time.perf_counter_ns() - wall_start)
+        cpu_ns += time.process_time_ns() - cpu_start
+    return samples, cpu_ns
+
+
+def is_steady(warmup_ns: list[int]) -> bool:
+    """Whether the last third of the warm-up has the median of the third before it, within 2 %."""
+    third = len(warmup_ns) // 3
+    if third == 0:
+        return False
+    last, previous = statistics.median(warmup_ns[-third:]), statistics.median(warmup_ns[-2 * third : -third])
+    return abs(last - previous) <= STEADY_SHARE * previous
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held; 0 where the system does not say.
+
+    Not `ru_maxrss`: Linux carries that over from the parent through fork and exec.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def latency(spec: dict[str, Any]) -> dict[str, Any]:
+    """One visit: load, first inference, warm-up, timed block."""
+    facts: dict[str, Any] = {}
+    queries = draw(np.load(spec["images"]), spec["batch"], spec["seed"])
+    empty_rss_bytes = peak_rss_bytes()
+    adapter, session = start(spec, facts)
+    first = next(queries)
+    with stage("first_inference", facts):
+        adapter.run(session, first)
+    with stage("warmup", {}):
+        warmup_ns, _ = repeat(adapter, session, queries, spec["warmup_runs"], spec["warmup_s"])
+    gc.disable()
+    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    with stage("block", facts):
+        samples_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"])
+    return {
+        **facts,
+        "warmup_ns": warmup_ns[:WARMUP_KEPT],
+        "steady": is_steady(warmup_ns),
+        "samples_ns": samples_ns,
+        "cpu_ns_per_inference": cpu_ns / len(samples_ns),
+        "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
+        "empty_rss_bytes": empty_rss_bytes,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def answers(spec: dict[str, Any]) -> dict[str, Any]:
+    """Writes the logits float32 `[N,K]` of every image, each asked once, in order."""
+    facts: dict[str, Any] = {}
+    images = np.load(spec["images"], mmap_mode="r")
+    adapter, session = start(spec, facts)
+    fixed = facts["effective"].get("fixed_batch", 0)
+    step, parts = fixed or spec["batch"], []
+    with stage("answers", facts):
+        for begin in range(0, len(images), step):
+            chunk = images[begin : begin + step]
+            padding = fixed - len(chunk) if fixed else 0
+            asked = np.concatenate([chunk, np.repeat(chunk[-1:], padding, axis=0)]) if padding else chunk
+            logits = np.asarray(adapter.run(session, to_inputs(asked)), dtype=np.float32)
+            if logits.ndim != 2 or len(logits) != len(asked):
+                raise ValueError(
+                    f"the output of {len(asked)} images has shape {logits.shape}, expected [images, classes]"
+                )
+            parts.append(logits[: len(chunk)])
+        save(Path(spec["logits"]), np.concatenate(parts))
+    return facts
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy file that is either complete or absent."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
+
+
+def inspect(spec: dict[str, Any]) -> dict[str, Any]:
+    """The file's inputs, outputs and metadata, as the runtime sees them."""
+    facts: dict[str, Any] = {}
+    adapter, session = start(spec, facts)
+    return {**facts, **adapter.describe(session)}
+
+
+def probe(spec: dict[str, Any]) -> dict[str, Any]:
+    """Whether the runtime can be used here, and what it reads."""
+    with stage("import", {}):
+        adapter = load_adapter(spec["adapter"])
+        return {"unavailable": adapter.unavailable(), "format": adapter.FORMAT}
+
+
+MODES = {"probe": probe, "latency": latency, "answers": answers, "inspect": inspect}
+
+
+def limit(spec: dict[str, Any]) -> None:
+    """Makes sure that this process ends: with its parent, and in any case after `cap_s`; no core dumps."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    signal.alarm(int(spec.get("cap_s", 0)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if "memory_bytes" in spec:
+        resource.setrlimit(resource.RLIMIT_AS, (spec["memory_bytes"], spec["memory_bytes"]))
+
+
+def main(spec_path: str) -> int:
+    """Exit status 0 with a result, 1 with a result that states a failure."""
+    spec = json.loads(Path(spec_path).read_text())
+    limit(spec)
+    try:
+        result, status = MODES[spec["mode"]](spec), 0
+    except StageFailed as failure:
+        traceback.print_exc()
+        result, status = {"error": str(failure), "kind": failure.kind, "stage": failure.stage}, 1
+    path = Path(spec["result"])
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result))
+    os.replace(partial, path)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,580 @@
+"""The report: numbers agree between JSON, Markdown and the page; hostile text stays text; what is missing says why."""
+
+import base64
+import copy
+import hashlib
+import html as stdlib_html
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress import report, stats
+from compress.errors import InputRejected
+from compress.report import format as fmt
+from compress.report import html, markdown, rows_accuracy, rows_cells, schema, svg
+from compress.report.rows import derive
+
+ROUNDS = 10
+QUERIES = 120
+MEDIAN_MS = {
+    ("teacher", "ort_cpu"): 6.4,
+    ("teacher", "torch_eager"): 11.8,
+    ("distilled", "ort_cpu"): 2.5,
+    ("distilled", "torch_eager"): 9.1,
+    ("pruned", "ort_cpu"): 2.1,
+    ("int8", "ort_cpu"): 1.55,
+}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _visit(round_number: int, position: int, median_ms: float, noise: np.random.Generator) -> dict:
+    median_ns = median_ms * 1e6 * math.exp(noise.normal(0, 0.006))
+    shape = np.exp(0.05 * np.clip(np.linspace(-2, 2, 101), -1.2, 3) + 0.25 * np.linspace(0, 1, 101) ** 14)
+    quantiles = np.round(median_ns * shape / shape[50])
+    return {
+        "round": round_number,
+        "position": position,
+        "import_ns": 180_000_000,
+        "load_ns": int(9e6 * median_ms),
+        "first_inference_ns": int(4e6 * median_ms),
+        "warmup_ns": [int(median_ns * 1.2)] * 3,
+        "n": QUERIES,
+        "median_ns": round(median_ns),
+        "quantiles_ns": [int(q) for q in quantiles],
+        "cpu_ns_per_inference": median_ns * 1.02,
+        "peak_rss_bytes": 182_000_000,
+        "effective": {"threads": 1},
+    }
+
+
+def _measurement(stage: str, runtime: str, place: int, *, twin: bool = False, failure: str = "") -> dict:
+    noise = np.random.default_rng([place, 7])
+    median = MEDIAN_MS.get((stage, runtime), 1.0)
+    cell = f"{stage}/{runtime}/1"
+    visits = [] if failure else [_visit(r, (r + place) % 8, median, noise) for r in range(ROUNDS)]
+    return {
+        "cell": cell + ("#twin" if twin else ""),
+        "stage": stage,
+        "artifact_digest": _digest(stage + ("torch" if runtime == "torch_eager" else "")),
+        "runtime": runtime,
+        "runtime_version": "2.14.1" if runtime == "torch_eager" else "1.31.0",
+        "threads": 1,
+        "batch": 1,
+        "control": twin,
+        "twin_of": cell if twin else "",
+        "failure": failure,
+        "visits": visits,
+    }
+
+
+def _artifact(stage: str, file: str, size_bytes: int, parameters: int, macs: int, *, format: str = "onnx") -> dict:
+    parity = {"images": 10_000, "top1_agreement_fraction": 1.0, "max_difference": 3.1e-5}
+    return {
+        "stage": stage,
+        "role": "teacher" if stage == "teacher" else "student",
+        "file": file,
+        "format": format,
+        "precision": "int8" if stage == "int8" else "float32",
+        "digest": _digest(stage + ("torch" if format == "torch" else "")),
+        "size_bytes": size_bytes,
+        "parameters": parameters,
+        "macs": macs,
+        "parity": parity if format == "onnx" else None,
+    }
+
+
+def _judged(stage: str, runtime: str, correct: int, lost: int | None, won: int | None, failure: str = "") -> dict:
+    counts = {"correct": correct, "top5_correct": 9_970, "teacher_only": lost, "this_only": won, "agree": 9_500}
+    empty = dict.fromkeys(counts)
+    where = {"stage": stage, "runtime": runtime, "n": 0 if failure else 10_000, "failure": failure}
+    return {**where, **(empty if failure else counts)}
+
+
+def _stage(name: str, parent: str, what: str, seconds: float, select: tuple | None, **changes) -> dict:
+    keys = ("n", "correct", "parent_correct", "parent_only", "this_only")
+    trained = name in ("distilled", "pruned")
+    steps = list(range(0, 4000, 10))
+    loss = [round(4.2 * math.exp(-s / 900) + 0.35 + 0.05 * math.sin(s / 7), 4) for s in steps]
+    return {
+        "name": name,
+        "parent": parent,
+        "what": what,
+        "seconds": seconds,
+        "reused": False,
+        "select": dict(zip(keys, select, strict=True)) if select else None,
+        "decision": "kept",
+        "reason": "",
+        "events": [],
+        "curve": {"step": steps, "loss": loss} if trained else None,
+        "pairing": "stride 4: layer2 to features.3" if name == "distilled" else "",
+        **changes,
+    }
+
+
+NO_CUDA = "no CUDA device; pip install onnxruntime-gpu on a machine that has one"
+
+
+def make_facts() -> dict:
+    """A run as the pipeline records it: four stages, three runtimes of which one is not there, an A/A twin."""
+    return {
+        "schema_version": 1,
+        "tool": {"version": "0.1.0", "commit": "0123abc"},
+        "run": {
+            "name": "cifar10-resnet56-mobilenet",
+            "command": "compress run --data data/cifar10 --teacher resnet56 --student mobilenet --kd fitnet "
+            "--prune 0.3 --quantize int8",
+            "started": "2025-03-04 10:11:12 UTC",
+            "seconds": 2971.4,
+            "seed": 0,
+            "tier": "standard",
+            "recipe_digest": _digest("recipe"),
+            "max_drop_points": 1.0,
+            "data_note": "the official test set is the report split",
+        },
+        "recipe": {"data": "cifar10", "student": "mobilenet:width=0.5", "epochs": 30, "kd": ["fitnet:weight=1"]},
+        "environment": {
+            "cpu_model": "Example CPU 2.5 GHz",
+            "isa": ["avx2", "avx512f", "avx512_vnni"],
+            "cores_allowed": 2,
+            "cpu_quota": 2.0,
+            "memory_bytes": 8_000_000_000,
+            "gpu": "",
+            "system": "Linux 6.1",
+            "python": "3.11.9",
+            "packages": {"torch": "2.14.1", "onnxruntime": "1.31.0"},
+            "commit": "0123abc",
+        },
+        "dataset": {
+            "name": "cifar10",
+            "class_names": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+            "train": 45_000,
+            "select": 5_000,
+            "calibrate": 512,
+            "report": 10_000,
+            "input_shape": [3, 32, 32],
+            "digest": _digest("data"),
+            "skipped": [],
+        },
+        "artifacts": [
+            _artifact("teacher", "teacher.onnx", 3_478_000, 855_770, 126_000_000),
+            _artifact("teacher", "", 3_520_000, 855_770, 126_000_000, format="torch"),
+            _artifact("distilled", "student.onnx", 2_790_000, 700_000, 6_500_000),
+            _artifact("distilled", "", 2_850_000, 700_000, 6_500_000, format="torch"),
+            _artifact("pruned", "", 1_510_000, 380_000, 4_100_000),
+            _artifact("int8", "student.int8.onnx", 812_000, 700_000, 6_500_000),
+        ],
+        "shipped": "int8",
+        "stages": [
+            _stage("teacher", "", "resnet56 from a checkpoint", 0.4, None, reused=True),
+            _stage("distilled", "teacher", "mobilenet learns from the teacher", 2410, (5000, 4645, 4671, 121, 95)),
+            _stage("pruned", "distilled", "30 % of channels, then recovery", 431.0, (5000, 4520, 4645, 240, 115),
+                   decision="dropped", reason="costs 2.5 points of top-1 on select, 1 is allowed"),
+            _stage("int8", "distilled", "static QDQ, per channel, 512 images", 41.2, (5000, 4640, 4645, 31, 26)),
+        ],
+        "accuracy": [
+            _judged("teacher", "ort_cpu", 9339, 0, 0),
+            _judged("teacher", "torch_eager", 9339, 0, 0),
+            _judged("distilled", "ort_cpu", 9321, 260, 242),
+            _judged("distilled", "torch_eager", 9321, 260, 242),
+            _judged("pruned", "ort_cpu", 9083, 471, 215),
+            _judged("int8", "ort_cpu", 9308, 279, 248),
+            _judged("int8", "ort_cuda", 0, None, None, failure=NO_CUDA),
+        ],
+        "measurements": [
+            _measurement("teacher", "ort_cpu", 0),
+            _measurement("distilled", "ort_cpu", 1),
+            _measurement("pruned", "ort_cpu", 2),
+            _measurement("int8", "ort_cpu", 3),
+            _measurement("teacher", "ort_cpu", 4, twin=True),
+            _measurement("teacher", "torch_eager", 5),
+            _measurement("distilled", "torch_eager", 6),
+            _measurement("teacher", "ort_cuda", 7, failure=NO_CUDA),
+            _measurement("int8", "ort_cuda", 8, failure=NO_CUDA),
+        ],
+        "warnings": ["load average was 2.3 on 2 cores while round 4 ran"],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def facts() -> dict:
+    return make_facts()
+
+
+@pytest.fixture
+def document(facts) -> dict:
+    return report.document_of(facts)
+
+
+class _Page(HTMLParser):
+    """What a browser would see: the elements, and the text outside style."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.style = ""
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside == "style":
+            self.style += data
+            self.inside = ""
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+def _by_cell(document: dict, name: str) -> dict:
+    return next(c for c in document["derived"]["cells"] if c["cell"] == name)
+
+
+def test_the_three_files_show_the_same_numbers(facts, tmp_path):
+    paths = report.write(facts, tmp_path / "new")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.html", "report.json", "report.md"]
+    document = json.loads(paths["json"].read_text())
+    page, text = _Page(paths["html"].read_text()).text, stdlib_html.unescape(paths["md"].read_text())
+    shown = 0
+    for cell in document["derived"]["cells"]:
+        if cell["control"] or cell["failure"]:
+            continue
+        for words in (fmt.latency_interval(cell["latency_ns"]), fmt.ratio_interval(cell["speedup_same_runtime"])):
+            assert words in page and words in text
+            shown += 1
+    for row in document["derived"]["accuracy"]:
+        if not row["failure"]:
+            assert fmt.percent_interval(row["top1_fraction"]) in page
+            assert fmt.percent_interval(row["top1_fraction"], unit=False) in text
+            shown += 1
+    assert shown == 18
+    sentence = document["derived"]["verdict"]["sentence"]
+    assert sentence in page and sentence in text and sentence in " ".join(report.summary(document).split())
+
+
+def test_latency_and_speedup_come_from_the_visits(facts, document):
+    medians = {
+        m["cell"]: [v["median_ns"] for v in m["visits"]] for m in facts["measurements"] if m["runtime"] == "ort_cpu"
+    }
+    int8 = _by_cell(document, "int8/ort_cpu/1")
+    assert int8["latency_ns"]["value"] == np.median(medians["int8/ort_cpu/1"])
+    logs = np.log(np.array(medians["teacher/ort_cpu/1"]) / np.array(medians["int8/ort_cpu/1"]))
+    # A mean of ten logarithms in float64; the interval's own arithmetic is tested with `stats`.
+    assert int8["speedup_same_runtime"]["value"] == pytest.approx(np.exp(logs.mean()), rel=1e-12)
+    assert int8["speedup_same_runtime"]["verdict"] == "faster"
+    assert int8["speedup_native"]["against"] == "teacher/torch_eager/1"
+    assert int8["images_per_second"]["value"] == pytest.approx(1e9 / int8["latency_ns"]["value"], rel=1e-12)
+
+
+def test_speedup_is_paired_by_round_number_not_by_position(facts):
+    for measurement in facts["measurements"]:
+        if measurement["cell"] == "int8/ort_cpu/1":
+            measurement["visits"] = measurement["visits"][::-1][:4]
+    document = report.document_of(facts)
+    of_round = {v["round"]: v["median_ns"] for v in facts["measurements"][0]["visits"]}
+    logs = [math.log(of_round[v["round"]] / v["median_ns"]) for v in facts["measurements"][3]["visits"]]
+    got = _by_cell(document, "int8/ort_cpu/1")["speedup_same_runtime"]["value"]
+    assert got == pytest.approx(math.exp(np.mean(logs)), rel=1e-12)  # other pairs differ by 1e-3
+
+
+def test_verdict_of_the_shipped_artifact(document):
+    verdict = document["derived"]["verdict"]
+    assert verdict["status"] == "pass" and verdict["reasons"] == []
+    assert re.match(
+        r"student\.int8\.onnx on ort_cpu \(1 thread\) is 4\.1x faster \(.+\) than the teacher in the same runtime, "
+        r"4\.3x smaller, and its top-1 is 93\.1 % \(92\.6-93\.6\), -0\.3 points \(.+ to .+\) against the teacher\.$",
+        verdict["sentence"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "word"),
+    [
+        (lambda f: f["run"].update(tier="smoke"), "inconclusive", "smoke"),
+        (lambda f: f["run"].update(max_drop_points=0.0), "inconclusive", "undecided"),
+        (lambda f: f.update(shipped="pruned"), "fail", "lost"),
+        (
+            lambda f: [v.update(median_ns=v["median_ns"] * 1.1) for v in f["measurements"][4]["visits"]],
+            "invalid",
+            "A/A",
+        ),
+        (lambda f: f["measurements"].pop(4), "inconclusive", "no A/A control"),
+        (lambda f: [v.update(median_ns=v["median_ns"] * 9) for v in f["measurements"][3]["visits"]], "fail", "slower"),
+        (lambda f: f.update(measurements=[], accuracy=[]), "inconclusive", "not timed"),
+    ],
+)
+def test_status_follows_the_gate_that_failed(facts, change, status, word):
+    change(facts)
+    document = report.document_of(facts)
+    verdict = document["derived"]["verdict"]
+    assert verdict["status"] == status
+    assert any(word in reason for reason in verdict["reasons"]), verdict["reasons"]
+    assert verdict["sentence"] in _Page(html.render(document)).text
+
+
+def test_short_tier_is_stamped_everywhere(facts):
+    facts["run"]["tier"] = "quick"
+    document = report.document_of(facts)
+    assert "quick tier" in _Page(html.render(document)).text
+    assert "quick tier" in markdown.render(document) and "quick tier" in report.summary(document)
+
+
+def test_stages_name_their_cost_and_whether_they_paid(document):
+    stages = {s["stage"]: s for s in document["derived"]["stages"]}
+    assert [s["paid"] for s in stages.values()] == ["", "paid", "not kept", "paid"]
+    assert stages["int8"]["cost_on_select_fraction"]["value"] == pytest.approx(-5 / 5000)
+    assert stages["distilled"]["cost_on_report_fraction"]["paired"]
+    assert not stages["int8"]["cost_on_report_fraction"]["paired"]  # its parent is not the teacher
+    assert stages["int8"]["size_gain"]["value"] == pytest.approx(2_790_000 / 812_000)
+
+
+def test_a_stage_that_is_slower_did_not_pay(facts):
+    for visit in facts["measurements"][3]["visits"]:
+        visit["median_ns"] *= 3
+    stage = report.document_of(facts)["derived"]["stages"][3]
+    assert stage["paid"] == "did not pay" and "slower in ort_cpu" in stage["why"]
+
+
+def test_missing_numbers_say_why_and_are_never_zero(document):
+    cuda = _by_cell(document, "int8/ort_cuda/1")
+    assert cuda["latency_ns"] == {"value": None, "low": None, "high": None, "reason": NO_CUDA}
+    page = _Page(html.render(document)).text
+    assert f"not measured ({NO_CUDA})" in page
+    assert NO_CUDA in markdown.render(document)
+    assert NO_CUDA in " ".join(report.summary(document).split())
+    for zero in ("0.000 ms", " 0 B", "0.0 %", "0.00x"):
+        assert not re.search(rf"(?<![\d.]){re.escape(zero)}", page), zero
+
+
+def test_percentiles_wait_for_enough_queries(facts):
+    for visit in facts["measurements"][0]["visits"]:
+        visit["n"] = 30
+    document = report.document_of(facts)
+    tail = _by_cell(document, "teacher/ort_cpu/1")["percentiles_ns"]
+    assert tail["p90"]["value"] and tail["p95"]["value"]
+    assert tail["p99"] == {"value": None, "low": None, "high": None, "reason": "have 300 queries, need 662"}
+    assert "not measured (have 300 queries, need 662)" in _Page(html.render(document)).text
+    assert [rows_cells.queries_needed(p) for p in (90, 95, 99)] == [64, 130, 662]
+
+
+def test_pooled_quantiles_are_those_of_all_queries_together():
+    noise = np.random.default_rng(3)
+    samples = [noise.lognormal(0, 0.2, n) * scale for n, scale in ((6000, 1.0), (2000, 1.6))]
+    visits = [{"n": len(s), "quantiles_ns": list(np.quantile(s, np.linspace(0, 1, 101)))} for s in samples]
+    wanted = np.quantile(np.concatenate(samples), [0.5, 0.9, 0.95])
+    got = rows_cells.pooled_quantiles(visits, np.array([0.5, 0.9, 0.95]))
+    # A visit's slowest 1 % is taken as spread evenly up to its maximum, which moves these by under 1 %;
+    # weights that ignore the number of queries are over 5 % off.
+    np.testing.assert_allclose(got, wanted, rtol=1e-2)
+    unweighted = rows_cells.pooled_quantiles([{**v, "n": 1} for v in visits], np.array([0.5, 0.9, 0.95]))
+    assert np.all(unweighted / wanted > 1.05)
+
+
+def test_unpaired_interval_is_newcombes_published_example():
+    this, other = ({"value": c / n, "low": lo, "high": hi} for c, n, (lo, hi) in
+                   [(56, 70, stats.wilson(56, 70)), (48, 80, stats.wilson(48, 80))])  # fmt: skip
+    got = rows_accuracy.unpaired_difference(this, other)
+    # Newcombe 1998, table II (a), method 10: printed to four decimals.
+    assert (round(got["low"], 4), round(got["high"], 4)) == (0.0524, 0.3339)
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "]]><!--<b>",
+    "a|b`c`*d*[e](javascript:1)",
+    "\u202egnp.exe\x00\x1b[31m\ud800",
+    "</style><style>*{display:none}",
+    "${style} $body {0} %s",
+]
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_hostile_text_stays_text(facts, tmp_path, payload):
+    clean_elements = [e[0] for e in _Page(html.render(report.document_of(facts))).elements]
+    facts["dataset"]["class_names"] = [payload] * 10
+    facts["dataset"]["name"] = facts["environment"]["cpu_model"] = facts["run"]["name"] = payload
+    facts["warnings"] = [payload]
+    facts["recipe"] = dict.fromkeys(facts["recipe"], payload)
+    facts["run"]["command"] = facts["stages"][1]["what"] = facts["stages"][2]["reason"] = payload
+    facts["artifacts"][5]["file"] = payload
+    for measurement in facts["measurements"]:
+        measurement["runtime_version"] = payload
+        measurement["failure"] = payload if measurement["failure"] else ""
+    paths = report.write(facts, tmp_path)
+    page = _Page(paths["html"].read_text(encoding="utf-8"))
+    assert [e[0] for e in page.elements] == clean_elements
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    assert not re.search("[\x00\x1b\u202e]", page.text)
+    text = paths["md"].read_text(encoding="utf-8")
+    outside_code = re.sub(r"(`{3,})\n.*?\n\1", "", text, flags=re.S)
+    assert not re.search(r"<[a-z/!]", outside_code) and not re.search(r"(?<!\\)\]\(", outside_code)
+
+
+def test_hostile_stage_and_runtime_names_reach_plots_as_text(facts):
+    text = json.dumps(facts).replace("ort_cpu", "<b onload=x>").replace("distilled", "<i>&amp;")
+    page = _Page(html.render(report.document_of(json.loads(text))))
+    assert not {"b onload", "i"} & {e[0] for e in page.elements}
+    assert "<i>&amp; · <b onload=x>" in page.text
+
+
+def test_page_asks_nothing_of_the_network_and_runs_nothing(document):
+    rendered = html.render(document)
+    page = _Page(rendered)
+    names = {e[0] for e in page.elements}
+    assert not names & {"script", "link", "iframe", "img", "object", "embed", "form", "base"}
+    assert "svg" in names and "//" not in rendered
+    assert not [a for _, attributes in page.elements for a in attributes if a in ("style", "src", "href")]
+    assert "@import" not in page.style and "url(" not in page.style
+    policy = next(a["content"] for e, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_every_plot_names_and_describes_itself(document):
+    page = _Page(html.render(document))
+    plots = [a for e, a in page.elements if e == "svg" and a.get("role") == "img"]
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(plots) == 6
+    assert all(set(a["aria-labelledby"].split()) <= set(ids) for a in plots)
+    assert len(ids) == len(set(ids))
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', html.render(document))
+
+
+def test_same_facts_same_bytes_and_reload(facts, tmp_path):
+    one = report.write(facts, tmp_path / "a")
+    two = report.write(copy.deepcopy(facts), tmp_path / "b")
+    assert all(one[k].read_bytes() == two[k].read_bytes() for k in ("json", "md", "html"))
+    three = report.write(report.load(one["json"]), tmp_path / "c")
+    assert all(one[k].read_bytes() == three[k].read_bytes() for k in ("json", "md", "html"))
+
+
+@pytest.mark.parametrize("long_name", [False, True])
+def test_tables_fit_eighty_columns(facts, long_name):
+    if long_name:
+        facts = json.loads(json.dumps(facts).replace("distilled", "distilled_then_|recovered_again"))
+    document = report.document_of(facts)
+    rows = [line for line in markdown.render(document).splitlines() if line.startswith("|")]
+    assert len(rows) == 10 and max(map(len, rows)) <= 80
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    assert max(map(len, report.summary(document).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda f: f.pop("environment"), "`environment` is missing"),
+        (
+            lambda f: f["measurements"][2]["visits"][1].pop("median_ns"),
+            "`measurements[2].visits[1].median_ns` is missing",
+        ),
+        (lambda f: f["run"].update(seed="zero"), "`run.seed` must be integer"),
+        (lambda f: f["run"].update(seed=True), "`run.seed` must be integer"),
+        (lambda f: f.update(schema_version=2), "`schema_version` must be 1"),
+        (lambda f: f["stages"][1].update(decision="maybe"), "`stages[1].decision` must be one of kept, dropped"),
+        (lambda f: f["run"].update(seconds=float("nan")), "`run.seconds` must be number, got NoneType"),
+        (lambda f: f["accuracy"][0].update(correct=10_001), "contradict"),
+    ],
+)
+def test_schema_names_the_field(facts, tmp_path, spoil, named):
+    spoil(facts)
+    with pytest.raises(InputRejected) as caught:
+        report.write(facts, tmp_path / "out")
+    print(caught.value)
+    assert named in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_rule_of_the_schema_is_read():
+    def rules(rule):
+        yield rule
+        for inner in [*rule.get("properties", {}).values(), *([rule["items"]] if "items" in rule else [])]:
+            yield from rules(inner)
+
+    assert sum(1 for _ in rules(schema.schema())) > 100
+    with pytest.raises(ValueError, match="pattern"):
+        schema.first_error("x", {"pattern": "y"})
+    for rule in rules(schema.schema()):
+        schema.first_error(None, {k: v for k, v in rule.items() if k not in ("properties", "items")})
+
+
+def test_unknown_fields_are_tolerated(facts):
+    facts["future"] = {"x": 1}
+    assert report.document_of(facts)["future"] == {"x": 1}
+
+
+def test_load_rejects_what_is_no_report(tmp_path):
+    for name, text in {"a.json": "{", "b.json": "[]", "c.json": "{}"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputRejected, match=name):
+            report.load(tmp_path / name)
+    with pytest.raises(InputRejected, match="none.json"):
+        report.load(tmp_path / "none.json")
+
+
+def test_unwritable_folder_is_an_error_that_names_it(facts, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputRejected, match="file"):
+        report.write(facts, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_home_folder_and_nan_do_not_leave_the_machine(facts, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/someone")
+    facts["run"]["command"] = "compress run --data /home/someone/data --out /home/someone.else"
+    facts["stages"][1]["curve"]["loss"][3] = float("nan")
+    text = report.write(facts, tmp_path)["json"].read_text()
+    assert "--data ~/data --out /home/someone.else" in text and "NaN" not in text
+
+
+def test_numbers_as_text():
+    assert [fmt.latency(v) for v in (123_456, 1_234_567, 123_456_789, 2_500_000_000)] == [
+        "0.123 ms", "1.23 ms", "123 ms", "2.50 s"]  # fmt: skip
+    assert [fmt.size(v) for v in (999, 1_234_567, 812_000)] == ["999 B", "1.23 MB", "812 kB"]
+    assert fmt.latency_interval({"value": 123e3, "low": 120e3, "high": 127e3, "reason": ""}) == "0.123 ms (0.120-0.127)"
+    assert fmt.percent_interval({"value": 0.934, "low": 0.929, "high": 0.938, "reason": ""}) == "93.4 % (92.9-93.8)"
+    points = {"value": -0.006, "low": -0.019, "high": 0.007, "reason": ""}
+    assert fmt.points_interval(points) == "-0.6 points (-1.9 to +0.7)"
+    assert fmt.points_interval({**points, "value": -0.0001}).startswith("0.0 points")
+    assert fmt.ratio_interval({"value": 4.69, "low": 4.68, "high": 4.7, "reason": ""}) == "4.69x (4.68-4.70)"
+    assert [fmt.about(n) for n in (7, 54_936)] == ["7", "55,000"]
+    assert [fmt.duration(s) for s in (9.04, 125, 3725)] == ["9.0 s", "2 min 05 s", "1 h 02 min"]
+
+
+def test_ticks_lie_inside_their_scale():
+    for low, high, log in [(0.11, 0.14, True), (1, 3000, True), (92.1, 93.4, False), (0, 1, False)]:
+        ticks = svg.Scale(low=low, high=high, start=0, end=100, log=log).ticks()
+        assert 2 <= len(ticks) <= 9 and all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
+
+
+def test_report_does_not_import_torch():
+    code = "import sys, compress.report; print([m for m in ('torch', 'onnxruntime', 'PIL') if m in sys.modules])"
+    root = Path(report.__file__).parents[2]
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_derive_leaves_its_facts_alone(facts):
+    before = copy.deepcopy(facts)
+    derive(facts)
+    assert facts == before

@@ -1,0 +1,157 @@
+"""The contract of every runtime adapter, and what each promises of its own."""
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compress import bench, catalog, child
+
+NAMES = catalog.names("runtimes")
+
+
+def test_the_catalogue_has_the_first_runtimes():
+    assert {"ort_cpu", "ort_cuda", "torch_eager"} <= set(NAMES)
+
+
+def test_listing_imports_no_runtime():
+    code = "import sys; from compress import catalog; catalog.names('runtimes'); print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapter_stands_alone(name):
+    tree = ast.parse(bench.runtime_file(name).read_text())
+    roots = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            roots.add((node.module or "").partition(".")[0])
+    assert roots <= set(sys.stdlib_module_names) | {"numpy"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapter_declares_its_facts(name):
+    module = catalog.load("runtimes", name).module
+    assert module.__doc__ and catalog.summary("runtimes", name)
+    assert ">=" in module.REQUIRES
+    assert module.FORMAT in ("onnx", "torch")
+    assert 0 < module.TOLERANCE["float32"] < 0.01
+    assert all(value < 0.5 for value in module.TOLERANCE.values()), "half the range is no agreement"
+    for function in ("unavailable", "version", "open_session", "run", "effective"):
+        assert callable(getattr(module, function)) and getattr(module, function).__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapter_says_why_it_cannot_be_used(name, tmp_path):
+    spec = {"mode": "probe", "adapter": str(bench.runtime_file(name))}
+    state = child.run_child(spec, tmp_path, 60, ())
+    assert state["format"] == catalog.load("runtimes", name).module.FORMAT
+    assert state["unavailable"] == "" or "pip install" in state["unavailable"]
+
+
+def test_missing_library_is_a_reason(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("ort_cpu", "torch_eager"):
+        module = catalog.load("runtimes", name).module
+        assert f"pip install '{module.REQUIRES}'" in module.unavailable()
+    cuda = catalog.load("runtimes", "ort_cuda").module
+    monkeypatch.setattr(cuda, "_no_device", lambda: "")
+    assert f"pip install '{cuda.REQUIRES}'" in cuda.unavailable()
+
+
+def test_two_wheels_of_onnxruntime_at_once(monkeypatch):
+    wheels = [SimpleNamespace(metadata={"Name": name}) for name in ("onnxruntime", "onnxruntime-gpu", None)]
+    monkeypatch.setattr(metadata, "distributions", lambda: wheels)
+    cpu, cuda = (catalog.load("runtimes", name).module for name in ("ort_cpu", "ort_cuda"))
+    monkeypatch.setattr(cuda, "_no_device", lambda: "")
+    for module in (cpu, cuda):
+        assert "both installed" in module.unavailable()
+
+
+def test_cuda_without_a_device(monkeypatch):
+    cuda = catalog.load("runtimes", "ort_cuda").module
+    monkeypatch.setattr(cuda, "_no_device", lambda: "the driver shows no GPU")
+    assert cuda.unavailable().startswith("no CUDA device: the driver shows no GPU")
+
+
+def test_cuda_with_the_cpu_wheel(monkeypatch):
+    fake = SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "distributions", lambda: [])
+    cuda = catalog.load("runtimes", "ort_cuda").module
+    monkeypatch.setattr(cuda, "_no_device", lambda: "")
+    assert "no CUDA provider" in cuda.unavailable()
+
+
+@pytest.mark.parametrize("providers", [["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]])
+def test_cuda_never_runs_on_the_cpu_in_silence(monkeypatch, providers):
+    fake = SimpleNamespace(
+        SessionOptions=SimpleNamespace,
+        ExecutionMode=SimpleNamespace(ORT_SEQUENTIAL=0),
+        GraphOptimizationLevel=SimpleNamespace(ORT_ENABLE_ALL=99),
+        preload_dlls=lambda: None,
+        InferenceSession=lambda path, options, providers=None: SimpleNamespace(get_providers=lambda: actual),
+    )
+    actual = providers
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    cuda = catalog.load("runtimes", "ort_cuda").module
+    if providers[0] == "CUDAExecutionProvider":
+        assert cuda.open_session("model.onnx", 1).get_providers() == providers
+    else:
+        with pytest.raises(RuntimeError, match="asked for CUDAExecutionProvider, got CPUExecutionProvider"):
+            cuda.open_session("model.onnx", 1)
+
+
+def test_torch_eager_answers_as_the_network_does(tmp_path):
+    torch = pytest.importorskip("torch")
+    from compress import network
+    from compress.types import Artifact
+
+    net = network.build(
+        "resnet20", class_names=("a", "b", "c"), input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1
+    ).eval()
+    network.save(net, tmp_path / "net")
+    artifact = Artifact(
+        path=tmp_path / "net",
+        digest="",
+        format="torch",
+        precision="float32",
+        stage="teacher",
+        size_bytes=1,
+        parameters=1,
+        macs=1,
+        input_shape=(3, 8, 8),
+        class_names=("a", "b", "c"),
+    )
+    images = np.random.default_rng(0).integers(0, 256, size=(70, 8, 8, 3), dtype=np.uint8)
+    logits = bench.answers(artifact, "torch_eager", images, threads=1, scratch=tmp_path / "s")
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)).numpy()
+    tolerance = catalog.load("runtimes", "torch_eager").module.TOLERANCE["float32"] * np.ptp(expected)
+    assert np.abs(logits - expected).max() <= tolerance
+    # What the tolerance is there to catch: images in another order, or inputs that were not scaled to [0,1].
+    assert np.abs(np.roll(logits, 1, axis=0) - expected).max() > tolerance
+
+
+def test_torch_eager_settings_are_read_back(tmp_path):
+    pytest.importorskip("torch")
+    from compress import network
+
+    net = network.build("resnet20", class_names=("a", "b"), input_shape=(3, 8, 8), mean=(0,) * 3, std=(1,) * 3, seed=1)
+    network.save(net, tmp_path / "net")
+    code = (
+        "from compress.runtimes import torch_eager as t\n"
+        f"s = t.open_session({str(tmp_path / 'net')!r}, 1); print(s.training, t.effective(s))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = {"device": "cpu", "intra_op_threads": 1, "inter_op_threads": 1, "fixed_batch": 0}
+    assert done.stdout.strip() == f"False {expected}"
