@@ -30,13 +30,17 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One catalogue entry, imported: its module, its resolved configuration and its full spec."""
+    """One catalogue entry, imported: its module, its resolved configuration and its full spec.
+
+    `label` is the spec as a person would type it: without what is the default.
+    """
 
     kind: str
     name: str
     module: ModuleType
     config: Any
     spec: str
+    label: str
 
 
 def _sources(kind: str, plugins: tuple[Path, ...]) -> dict[str, Path]:
@@ -114,7 +118,8 @@ def _import(kind: str, path: Path) -> ModuleType:
 def load(kind: str, spec: str, plugins: tuple[Path, ...] = (), overrides: dict[str, Any] | None = None) -> Entry:
     """Import the entry that `spec` (`name:knob=value,…`) names and build its configuration.
 
-    Explicit knobs win over `overrides`, those over the variant's preset. A broken entry shows its own traceback.
+    `overrides` (flags such as --width) win over the spec's knobs, those over the variant's preset. A broken entry
+    shows its own traceback.
     """
     name = spec.partition(":")[0].strip()
     path, preset = _find(kind, name, plugins)
@@ -124,5 +129,13 @@ def load(kind: str, spec: str, plugins: tuple[Path, ...] = (), overrides: dict[s
     _, values = config.parse_spec(spec, fields[0].name if fields else "")
     known = {f.name for f in fields}
     extra = {k: v for k, v in (overrides or {}).items() if k in known}
-    built = config.build(config_class, {**preset, **extra, **values}, where=f"{KINDS[kind][0]} `{name}`")
-    return Entry(kind=kind, name=name, module=module, config=built, spec=config.format_spec(name, built))
+    built = config.build(config_class, {**preset, **values, **extra}, where=f"{KINDS[kind][0]} `{name}`")
+    explicit = ",".join(f"{k}={v}" for k, v in {**values, **extra}.items())
+    return Entry(
+        kind=kind,
+        name=name,
+        module=module,
+        config=built,
+        spec=config.format_spec(name, built),
+        label=f"{name}:{explicit}" if explicit else name,
+    )

@@ -57,6 +57,16 @@ def _check(field: dataclasses.Field, value: Any, where: str) -> None:
             raise UsageError(f"{where} must lie in [{low:g}, {high:g}], got {value:g}: {field.metadata['help']}")
 
 
+def check(instance: Any, where: str) -> None:
+    """Raises UsageError for the first value of a dataclass of knobs that is out of its bounds or choices."""
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        kind = type(field.default)
+        if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+            raise UsageError(f"`{field.name}` in {where} must be {kind.__name__}, got {value!r}")
+        _check(field, value, f"`{field.name}` in {where}")
+
+
 def build(config_class: type, values: Mapping[str, Any], where: str) -> Any:
     """An instance of `config_class` from texts or TOML values; tuple fields take a list or a comma-separated text.
 
@@ -104,7 +114,10 @@ def format_spec(name: str, config: Any) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        # short where it is exact: keys are made of this text, and two values may not share one
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 def describe(config_class: type) -> list[tuple[str, Any, str]]:

@@ -6,6 +6,7 @@ Each method's own stages come first (FitNet's hint), then the common phase in wh
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,94 +55,127 @@ def bind(methods: tuple[Entry, ...], pairs: list[tuple[taps.Tap, taps.Tap]], see
     return tuple(bound)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train: what every phase of a distillation has in common. Checkpoints go to `folder`."""
+
+    plan: train.Plan
+    name: str
+    seed: int
+    student_execution: Execution
+    teacher_execution: Execution | None
+    thread_choices: tuple[int, ...]
+    folder: Path
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Networks:
+    """The two networks as a phase runs them, with what their probes showed."""
+
+    student: Network
+    student_probe: taps.Probe
+    teacher: nn.Module | None
+    teacher_probe: taps.Probe | None
+    module: nn.ModuleDict  # all that is trained: the student and the adapters
+
+
+Objective = Callable[[Signals, Signals | None, Batch], Tensor]
+
+
 def distill(
     student: Network,
     teacher: Network | None,
     methods: tuple[Entry, ...],
     augmenter: Augmenter,
-    plan: train.Plan,
+    training: Training,
     *,
-    name: str,
-    seed: int,
-    student_execution: Execution,
-    teacher_execution: Execution | None,
-    thread_choices: tuple[int, ...],
-    folder: Path,
-    device: str = "cpu",
     with_stages: bool = True,
 ) -> dict[str, Any]:
-    """Train `student` in place. Returns facts: the phases' facts and the pairing. Checkpoints live in `folder`.
+    """Train `student` in place. Returns facts: each phase's, and the pairing of the stages of the two networks.
 
-    `with_stages=False` leaves the methods' own stages out, as recovery after pruning does.
+    `with_stages=False` leaves the methods' own stages out, as recovery after pruning does. Who saves the student
+    calls `drop_checkpoints` then.
     """
     if needs_teacher(methods) and teacher is None:
         raise UsageError("these methods need a teacher", hint="name one with --teacher")
     input_shape = student.contract.input_shape
     student_probe = taps.probe(student, input_shape)
-    pairs: list[tuple[taps.Tap, taps.Tap]] = []
-    if teacher is not None:
-        teacher_probe = taps.probe(teacher, input_shape)
-        pairs = taps.pair(student_probe, teacher_probe)
-    bound = bind(methods, pairs, seed)
-    frozen = _frozen(teacher, teacher_execution, device) if teacher is not None and teacher_execution else None
-    student_execution.prepare(student.to(device))
-    adapters = nn.ModuleDict({str(i): b.adapters for i, b in enumerate(bound) if b.adapters is not None}).to(device)
-    module = nn.ModuleDict({"student": student, "adapters": adapters})
-
-    def phase(
-        label: str, share: float, objective: Callable[..., Tensor], used: tuple[Any, ...], logits: bool,
-        trained: nn.Module,
-    ) -> dict[str, Any]:  # fmt: skip
-        student_tap = taps.Tapped(
-            student, student_probe, [s for s, _ in used], student_execution, logits=logits
-        )  # fmt: skip
-        teacher_tap = None
-        if frozen is not None:
-            teacher_tap = taps.Tapped(
-                frozen, teacher_probe, [t for _, t in used], teacher_execution or student_execution, logits=logits
-            )
-        try:
-            return train.fit(
-                f"{name} ({label})" if label else name,
-                trained,
-                lambda batch: objective(
-                    student_tap(batch.inputs), teacher_tap(batch.inputs) if teacher_tap else None, batch
-                ),
-                augmenter,
-                replace(plan, epochs=plan.epochs * share),
-                seed=seed,
-                threads=student_execution.threads,
-                thread_choices=thread_choices,
-                checkpoint=folder / f"checkpoint-{label or 'main'}.safetensors",
-                device=device,
-            )
-        finally:
-            student_tap.close()
-            if teacher_tap:
-                teacher_tap.close()
-
+    teacher_probe = taps.probe(teacher, input_shape) if teacher is not None else None
+    pairs = taps.pair(student_probe, teacher_probe) if teacher_probe else []
+    bound = bind(methods, pairs, training.seed)
+    training.student_execution.prepare(student.to(training.device))
+    adapters = nn.ModuleDict({str(i): b.adapters for i, b in enumerate(bound) if b.adapters is not None})
+    networks = _Networks(
+        student=student,
+        student_probe=student_probe,
+        teacher=_frozen(teacher, training) if teacher is not None else None,
+        teacher_probe=teacher_probe,
+        module=nn.ModuleDict({"student": student, "adapters": adapters.to(training.device)}),
+    )
     phases: dict[str, Any] = {}
     staged = [(b, stage) for b in bound for stage in b.stages] if with_stages else []
     for b, stage in staged:
-        if stage.pairs:
-            say(f"  {stage.name}: {taps.describe_pairs(list(stage.pairs))}")
-
-        def stage_loss(
-            s: Signals, t: Signals | None, batch: Batch, b: Bound = b, stage: Stage = stage
-        ) -> Tensor:  # fmt: skip
-            return stage.loss(b.entry.config, s, t, batch, b.adapters)
-
-        phases[stage.name] = phase(stage.name, stage.share, stage_loss, stage.pairs, stage.logits, module)
-
-    def common_loss(s: Signals, t: Signals | None, batch: Batch) -> Tensor:
-        losses = [b.entry.module.loss(b.entry.config, s, t, batch, b.adapters) for b in bound]
-        return torch.stack(losses).sum()
-
+        say(f"  {stage.name}: {taps.describe_pairs(list(stage.pairs))}")
+        objective = partial(_stage_loss, b, stage)
+        phases[stage.name] = _phase(networks, training, augmenter, objective, stage)
     wants_maps = any("maps" in b.entry.module.NEEDS for b in bound)
     share = 1.0 - sum(stage.share for _, stage in staged)
-    phases["main"] = phase("", share, common_loss, tuple(pairs) if wants_maps else (), True, module)
+    common = Stage(name="", share=share, loss=_sum_of_losses, pairs=tuple(pairs) if wants_maps else (), logits=True)
+    phases["main"] = _phase(networks, training, augmenter, partial(_sum_of_losses, bound), common)
     student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return {"phases": phases, "pairing": taps.describe_pairs(pairs)}
+
+
+def _stage_loss(b: Bound, stage: Stage, student: Signals, teacher: Signals | None, batch: Batch) -> Tensor:
+    return stage.loss(b.entry.config, student, teacher, batch, b.adapters)
+
+
+def _sum_of_losses(bound: tuple[Bound, ...], student: Signals, teacher: Signals | None, batch: Batch) -> Tensor:
+    return torch.stack([b.entry.module.loss(b.entry.config, student, teacher, batch, b.adapters) for b in bound]).sum()
+
+
+def _phase(
+    networks: _Networks, training: Training, augmenter: Augmenter, objective: Objective, stage: Stage
+) -> dict[str, Any]:
+    """One call of the training loop, with both networks tapped where the stage wants it."""
+    tapped = [
+        taps.Tapped(
+            networks.student,
+            networks.student_probe,
+            [s for s, _ in stage.pairs],
+            training.student_execution,
+            logits=stage.logits,
+        )
+    ]
+    if networks.teacher is not None and networks.teacher_probe and training.teacher_execution:
+        teacher_taps = [t for _, t in stage.pairs]
+        tapped.append(
+            taps.Tapped(
+                networks.teacher, networks.teacher_probe, teacher_taps, training.teacher_execution, logits=stage.logits
+            )
+        )
+
+    def loss_of(batch: Batch) -> Tensor:
+        student, *teacher = (tap(batch.inputs) for tap in tapped)
+        return objective(student, teacher[0] if teacher else None, batch)
+
+    try:
+        return train.fit(
+            f"{training.name} ({stage.name})" if stage.name else training.name,
+            networks.module,
+            loss_of,
+            augmenter,
+            replace(training.plan, epochs=training.plan.epochs * stage.share),
+            seed=training.seed,
+            threads=training.student_execution.threads,
+            thread_choices=training.thread_choices,
+            checkpoint=training.folder / f"checkpoint-{stage.name or 'main'}.safetensors",
+            device=training.device,
+        )
+    finally:
+        for tap in tapped:
+            tap.close()
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -150,7 +184,8 @@ def drop_checkpoints(folder: Path) -> None:
         leftover.unlink()
 
 
-def _frozen(teacher: Network, execution: Execution, device: str) -> nn.Module:
+def _frozen(teacher: Network, training: Training) -> nn.Module:
     """The teacher as it answers during training: folded, in its own precision and layout, beyond any optimizer."""
-    network = execution.prepare(fold_batchnorm(copy.deepcopy(teacher)).to(device))
+    execution = training.teacher_execution or training.student_execution
+    network = execution.prepare(fold_batchnorm(copy.deepcopy(teacher)).to(training.device))
     return network.eval().requires_grad_(False)

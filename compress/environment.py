@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,13 @@ PACKAGES = (
 ).split()
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+# (package, first good version, what is wrong before it); the advisories are CVE-2026-24747 and CVE-2026-27489
+_FLOORS = (
+    ("torch", "2.10", "can be made to corrupt memory by a hostile checkpoint, even with weights_only"),
+    ("onnx", "1.21", "follows links out of a model's folder"),
+)
 
 
 def capture() -> Environment:
@@ -99,6 +107,22 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def known_bad(packages: dict[str, str]) -> list[str]:
+    """A sentence, with the way out, for each installed version that is known to be unsafe or broken."""
+    found = []
+    for name, floor, why in _FLOORS:
+        have = packages.get(name)
+        if have and _release(have) < _release(floor):
+            found.append(f"{name} {have} {why}: pip install '{name}>={floor}'")
+    if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
+        found.append("onnxruntime and onnxruntime-gpu share a folder and break each other: uninstall both, install one")
+    return found
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 def load_average() -> float:

@@ -67,9 +67,9 @@ def _pairs(network: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
     finally:
         for handle in handles:
             handle.remove()
-    # a convolution called twice, or read by two BatchNorms, cannot be folded
-    convs = [conv for conv, _ in found]
-    return [(conv, bn) for conv, bn in found if convs.count(conv) == 1]
+    # a convolution called twice or read by two BatchNorms, and a BatchNorm used twice, cannot be folded
+    convs, bns = [conv for conv, _ in found], [bn for _, bn in found]
+    return [(conv, bn) for conv, bn in found if convs.count(conv) == bns.count(bn) == 1]
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:

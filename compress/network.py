@@ -88,7 +88,7 @@ def reshape(network: Network, widths: dict[str, list[int]]) -> None:
         if leaf != "weight":
             continue
         if isinstance(layer, nn.Conv2d):
-            depthwise = layer.groups == layer.in_channels
+            depthwise = layer.groups == layer.in_channels > 1
             layer.out_channels = shape[0]
             layer.groups = shape[0] if depthwise else layer.groups
             layer.in_channels = shape[1] * layer.groups
@@ -185,10 +185,15 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> None:
         for k in own
         if k in state and state[k].shape != own[k].shape
     ]
+    wrong += [
+        f"{k} {state[k].dtype} instead of {own[k].dtype}"
+        for k in own
+        if k in state and state[k].is_floating_point() != own[k].is_floating_point()
+    ]
     if missing or extra or wrong:
         parts = [
             f"{len(keys)} {what} ({_some(keys)})"
-            for what, keys in (("missing", missing), ("unexpected", extra), ("of the wrong shape", wrong))
+            for what, keys in (("missing", missing), ("unexpected", extra), ("of the wrong shape or type", wrong))
             if keys
         ]
         raise InputRejected(

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress import bench, evaluate, plan, prune, publish, steps
+from compress import evaluate, measuring, plan, prune, publish, steps
 from compress.catalog import load as load_entry
 from compress.errors import CompressError, Unmeasurable
 from compress.network import Network
 from compress.plan import Job
-from compress.progress import Progress, duration, say
+from compress.progress import duration, say
 from compress.recipe import Recipe
 from compress.store import NotThere, Peek, Step, Store, exclusive
-from compress.types import Artifact, Measurement
+from compress.types import Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Link:
 
 def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None = None, command: str = "") -> Result:
     """Do what the recipe says, reusing every finished step. Raises CompressError and its kinds."""
-    started = time.monotonic()
+    started, started_at = time.monotonic(), datetime.now(UTC)
     store = store or Store.default()
     places = publish.places(recipe)
     with exclusive(places.lock, publish.refuse_second(places)):
@@ -66,7 +66,7 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
         facts = measure(job, store, links)
         facts["run"] |= {
             "command": command or f"compress run --recipe {places.models / 'recipe.toml'}",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": started_at.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
         }
         document = publish.publish(places, job, links, facts, inputs)
@@ -79,14 +79,14 @@ def make_chain(job: Job, store: Store) -> Iterator[Link]:
         _try_pruning(job)
     say("teacher")
     made = steps.teacher_step(job, store)
-    teacher = _exported(job, store, "teacher", made, parent="", what=job.teacher.spec)
+    teacher = _exported(job, store, "teacher", made, parent="", what=job.teacher.label)
     yield teacher
     network = steps.trained(job, made)
     say("student")
     student = steps.build(job, job.student.spec, job.splits.train.mean, job.splits.train.std, job.recipe.seed)
     training = steps.plan_for(job, job.recipe.epochs, job.recipe.learning_rate)
     distilled = steps.train_step(job, store, "distilled", student, network, made.key, job.methods, training)
-    what = f"{job.student.spec} by {' + '.join(job.recipe.kd)}, {job.recipe.epochs} epochs"
+    what = f"{job.student.label} by {' + '.join(m.label for m in job.methods)}, {job.recipe.epochs} epochs"
     link = _exported(job, store, "distilled", distilled, parent="teacher", what=what, baseline=teacher)
     yield link
     if job.pruner:
@@ -111,7 +111,8 @@ def _exported(
     step = steps.export_step(job, store, stage, network, publish.recipe_digest(job))
     artifact = steps.onnx_artifact(job, stage, step.folder / "model.onnx", "float32", step.facts)
     say(
-        f"  {stage}: {artifact.parameters:,} parameters, {artifact.macs / 1e6:.1f} MMAC, {artifact.size_bytes / 1e6:.2f} MB"
+        f"  {stage}: {artifact.parameters:,} parameters, {artifact.macs / 1e6:.1f} MMAC, "
+        f"{artifact.size_bytes / 1e6:.2f} MB"
     )
     link = Link(
         artifact=artifact, parent=parent, what=what, step=network, network=network,
@@ -147,7 +148,7 @@ def _pruned(job: Job, store: Store, parent: Link, teacher: Network, teacher_key:
         with_stages=False, start=cut.key,
     )  # fmt: skip
     what = (
-        f"{job.recipe.prune:.0%} of the channels by {job.pruner.spec}, {job.recipe.recover_epochs} epochs of recovery"
+        f"{job.recipe.prune:.0%} of the channels by {job.pruner.label}, {job.recipe.recover_epochs} epochs of recovery"
     )
     return _exported(job, store, "pruned", recovered, parent="distilled", what=what, baseline=parent, gate=True)
 
@@ -159,7 +160,7 @@ def _quantized(job: Job, store: Store, parent: Link) -> Link:
     precision = job.quantizer.module.PRECISION
     artifact = steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
     say(f"  {artifact.stage}: {artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
-    what = f"{job.quantizer.spec}, calibrated on {step.facts['calibration_images']} train images"
+    what = f"{job.quantizer.label}, calibrated on {step.facts['calibration_images']} train images"
     link = Link(artifact=artifact, parent=parent.artifact.stage, what=what, step=step, facts=step.facts)
     return _judged(job, store, link, parent, gate=True)
 
@@ -170,7 +171,10 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     pairs = [
         (a, r) for r in job.recipe.runtimes for a in artifacts[load_entry("runtimes", r, job.plugins).module.FORMAT]
     ]
-    measurements = _latency(job, store, pairs)
+    say(f"benchmark: tier {job.recipe.tier}")
+    measurements = measuring.latency(
+        pairs, job.recipe.threads, job.splits.report.images, job.recipe.tier, job.recipe.seed, store, job.plugins
+    )
     failures = {(m.artifact, m.runtime): m.failure for m in measurements if m.failure}
     say(f"accuracy on the report split ({len(job.splits.report.labels)} images)")
     accuracy, golden = [], {}
@@ -191,7 +195,7 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     return {
         "run": {"seed": job.recipe.seed, "tier": job.recipe.tier, "max_drop_points": job.recipe.max_drop},
         "accuracy": accuracy,
-        "measurements": [publish.measurement_facts(m, _twin(m)) for m in measurements],
+        "measurements": [publish.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
     }
@@ -210,38 +214,6 @@ def _by_format(job: Job, links: list[Link]) -> dict[str, list[Artifact]]:
     assert teacher.network
     network = steps.torch_artifact(job, "teacher", teacher.network, vars(teacher.artifact))
     return {"onnx": [link.artifact for link in links], "torch": [network]}
-
-
-_TWIN = " again"
-
-
-def _twin(measurement: Measurement) -> str:
-    return measurement.cell.removesuffix(_TWIN) if measurement.cell.endswith(_TWIN) else ""
-
-
-def _latency(job: Job, store: Store, pairs: list[tuple[Artifact, str]]) -> list[Measurement]:
-    """All cells in one interleaved session, the teacher's first cell once more as the A/A control."""
-    cells = [
-        bench.Cell(name=f"{a.stage}/{r}/{t}", artifact=a, runtime=r, threads=int(t))
-        for t in job.recipe.threads
-        for a, r in pairs
-    ]
-    first = next((c for c in cells if c.artifact.stage == "teacher"), cells[0])
-    cells.append(
-        bench.Cell(name=first.name + _TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
-    )
-    tier = bench.TIERS[job.recipe.tier]
-    say(f"benchmark: {len(cells)} cells, {tier.rounds} rounds, tier {tier.name}")
-    with Progress("benchmark", len(cells) * tier.rounds, "visits") as bar:
-        return bench.measure(
-            cells,
-            job.splits.report.images,
-            tier,
-            seed=job.recipe.seed,
-            scratch=store.root / "scratch",
-            on_visit=lambda done, total: bar.to(done),
-            plugins=job.plugins,
-        )
 
 
 def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None = None) -> str:
@@ -279,3 +251,15 @@ def _already_there(job: Job, store: Store) -> list[str]:
     except NotThere:
         pass
     return there
+
+
+def export_teacher(recipe: Recipe, path: Path, *, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The recipe's teacher as an ONNX file at `path`, with golden samples beside it. Returns the parity facts."""
+    store = Store.default()
+    job = plan.make(recipe, plan.load_data(recipe, store, plugins), plugins)
+    step = steps.teacher_step(job, store)
+    exported = steps.export_step(job, store, "teacher", step, publish.recipe_digest(job))
+    artifact = steps.onnx_artifact(job, "teacher", exported.folder / "model.onnx", "float32", exported.facts)
+    logits = steps.answers_step(job, store, artifact, "ort_cpu", job.splits.report)
+    publish.write_artifact(path, artifact, job.splits.report, logits)
+    return exported.facts["parity"]

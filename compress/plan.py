@@ -93,7 +93,10 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     overrides = {"width": recipe.width} if recipe.width else {}
     student = catalog.load("nets", recipe.student, plugins, overrides)
     if recipe.width and not hasattr(student.config, "width"):
-        raise UsageError(f"--width: `{student.name}` has no width multiplier")
+        raise UsageError(
+            f"--width: `{student.name}` has no width multiplier",
+            hint="leave --width away, or --width 0 over a recipe's",
+        )
     teacher = catalog.load("nets", teacher_spec, plugins)
     methods = tuple(catalog.load("methods", spec, plugins) for spec in recipe.kd)
     pruner = catalog.load("pruners", recipe.pruner, plugins) if recipe.prune else None
@@ -116,6 +119,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         teacher_epochs=teacher_epochs,
         recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),
         batch_size=min(images, recipe.batch_size or (128 if images >= LARGE_TRAIN_SPLIT else 32)),
+        tier=getattr(data.module, "TIER", "quick") if recipe.tier == "auto" else recipe.tier,
         name=run_name(recipe),
     )
     _check_teacher_statistics(resolved, splits)
@@ -163,25 +167,27 @@ def describe(job: Job) -> list[str]:
     """The plan in words, one line a stage."""
     recipe, splits = job.recipe, job.splits
     channels, height, width = splits.train.input_shape
+    methods = " + ".join(method.label for method in job.methods)
     counts = ", ".join(f"{s} {len(getattr(splits, s).labels)}" for s in ("train", "select", "calibrate", "report"))
     lines = [
         f"data     {splits.train.name}: {len(splits.train.class_names)} classes, {channels}×{height}×{width}; {counts}",
-        f"teacher  {job.teacher.spec}: "
+        f"teacher  {job.teacher.label}: "
         + (
             f"weights from {recipe.teacher_checkpoint}"
             if recipe.teacher_checkpoint
             else f"{recipe.teacher_epochs} epochs"
         ),
-        f"student  {job.student.spec}{_fitted(job)}: {recipe.epochs} epochs of {' + '.join(recipe.kd)}",
+        f"student  {job.student.label}{_fitted(job)}: {recipe.epochs} epochs of {methods}",
     ]
     if job.pruner:
         lines.append(
-            f"prune    {recipe.prune:.0%} of the channels by {job.pruner.spec}, {recipe.recover_epochs} epochs"
+            f"prune    {recipe.prune:.0%} of the channels by {job.pruner.label}, {recipe.recover_epochs} epochs"
         )
     if job.quantizer:
-        lines.append(f"quantize {job.quantizer.spec}, calibrated on {len(splits.calibrate.labels)} train images")
+        lines.append(f"quantize {job.quantizer.label}, calibrated on {len(splits.calibrate.labels)} train images")
     lines.append(
-        f"measure  {', '.join(recipe.runtimes)}; tier {recipe.tier}; threads {', '.join(recipe.threads)}; seed {recipe.seed}"
+        f"measure  {', '.join(recipe.runtimes)}; tier {recipe.tier}; threads {', '.join(recipe.threads)}; "
+        f"seed {recipe.seed}"
     )
     return lines
 

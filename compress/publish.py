@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress import __version__, environment, recipe
-from compress.errors import CompressError
+from compress.errors import CompressError, Unmeasurable
 from compress.images import PREPROCESSING
 from compress.recipe import Recipe
 from compress.store import digest, file_digest, read_json, write_atomic, write_json
-from compress.types import Measurement, Splits
+from compress.types import Artifact, Dataset, Measurement, Splits
 
 if TYPE_CHECKING:
     from compress.pipeline import Link
@@ -135,7 +135,10 @@ def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, 
     facts = _facts(job, links, files, measured)
     for link in shipped:
         if link.artifact.stage in files:
-            _write_artifact(found.models / files[link.artifact.stage], link, job, measured["golden"])
+            golden = measured["golden"].get(link.artifact.stage)
+            if golden is None:
+                raise Unmeasurable(f"no runtime gave answers of {link.artifact.stage}: nothing to check a copy against")
+            write_artifact(found.models / files[link.artifact.stage], link.artifact, job.splits.report, golden)
     _remove_stale(found.models, set(files.values()))
     write_atomic(found.models / "recipe.toml", recipe.to_toml(job.recipe).encode())
     written = report.write(facts, found.reports)
@@ -158,14 +161,13 @@ def _names(shipped: list["Link"]) -> dict[str, str]:
     return files
 
 
-def _write_artifact(path: Path, link: "Link", job: "Job", golden: dict[str, np.ndarray]) -> None:
+def write_artifact(path: Path, artifact: Artifact, dataset: Dataset, logits: np.ndarray) -> None:
+    """Copy an artifact to `path` with golden samples beside it: images of `dataset` and its own `logits` for them."""
     from compress.export import golden_path, write_golden
 
-    write_atomic(path, link.artifact.path.read_bytes())
-    if link.artifact.stage in golden:
-        chosen = np.linspace(0, len(job.splits.report.labels) - 1, GOLDEN_IMAGES).astype(int)
-        chosen = np.unique(chosen)
-        write_golden(golden_path(path), job.splits.report.images[chosen], golden[link.artifact.stage][chosen])
+    write_atomic(path, artifact.path.read_bytes())
+    chosen = np.unique(np.linspace(0, len(dataset.labels) - 1, GOLDEN_IMAGES).astype(int))
+    write_golden(golden_path(path), dataset.images[chosen], logits[chosen])
 
 
 def _remove_stale(folder: Path, names: set[str]) -> None:
@@ -317,6 +319,7 @@ def _write_manifest(folder: Path, job: "Job", facts: dict[str, Any], document: d
             "class_names": list(train.class_names),
             "class_names_digest": digest(list(train.class_names)),
             "preprocessing": {**PREPROCESSING, "size": list(train.input_shape[1:]), "channels": train.input_shape[0]},
+            "artifacts": [a for a in facts["artifacts"] if a["file"]],
             "verdict": document["derived"]["verdict"],
             "versions": facts["environment"]["packages"],
             "files": [

@@ -34,7 +34,7 @@ class Recipe:
         0, "epochs of a teacher trained on the spot; 0: chosen from the data", low=0, high=100_000
     )
     student: str = knob("mobilenet", "student network")
-    width: float = knob(0.0, "width multiplier of the student; 0: its default", low=0, high=16)
+    width: float = knob(0.0, "width multiplier of the student, over its spec's; 0: its default", low=0, high=16)
     kd: tuple[str, ...] = knob(("kd",), "distillation methods, with knobs; they add up")
     prune: float = knob(0.0, "part of the channels to remove; 0: no pruning", low=0, high=0.95)
     pruner: str = knob("magnitude", "which channels matter")
@@ -52,12 +52,22 @@ class Recipe:
     precision: str = knob("auto", "training precision", choices=("auto", "float32", "bfloat16"))
 
     runtimes: tuple[str, ...] = knob(("ort_cpu", "ort_cuda", "torch_eager"), "runtimes to measure in")
-    tier: str = knob("quick", "length of the benchmark", choices=("smoke", "quick", "standard", "rigorous"))
+    tier: str = knob("auto", "length of the benchmark", choices=("auto", "smoke", "quick", "standard", "rigorous"))
     threads: tuple[str, ...] = knob(("1",), "numbers of threads to measure at")
     seed: int = knob(0, "seed of everything", low=0, high=2**31 - 1)
     device: str = knob("auto", "where to train: cpu or cuda", choices=("auto", "cpu", "cuda"))
     out: str = knob(".", "folder that gets models/ and reports/")
     name: str = knob("", "name of the run; empty: made from the data, student and stages")
+
+    def __post_init__(self) -> None:
+        config.check(self, "the recipe")
+        for number in self.threads:
+            if not number.isdigit() or not 1 <= int(number) <= 1024:
+                raise UsageError(f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`")
+        for key in ("teacher_mean", "teacher_std"):
+            parse_channels(getattr(self, key), key)
+        if bool(self.teacher_mean) != bool(self.teacher_std):
+            raise UsageError("`teacher_mean` and `teacher_std` belong together: give both or none")
 
 
 # keys that say where things go and how they look, not what they are
@@ -66,15 +76,7 @@ PLACES = ("out", "name", "download")
 
 def from_values(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A Recipe from texts or TOML values. Raises UsageError naming the key, the rule and the nearest key."""
-    recipe = config.build(Recipe, values, where)
-    for number in recipe.threads:
-        if not number.isdigit() or not 1 <= int(number) <= 1024:
-            raise UsageError(f"`threads` in {where} must be whole numbers from 1 to 1024, got `{number}`")
-    for key in ("teacher_mean", "teacher_std"):
-        parse_channels(getattr(recipe, key), key)
-    if bool(recipe.teacher_mean) != bool(recipe.teacher_std):
-        raise UsageError("`teacher_mean` and `teacher_std` belong together: give both or none")
-    return recipe
+    return config.build(Recipe, values, where)
 
 
 def parse_channels(text: str, key: str) -> tuple[float, ...]:

@@ -67,6 +67,7 @@ def choose_execution(
     }
 
     def make(folder: Path) -> dict[str, Any]:
+        say(f"  probing {network.contract.spec.partition(':')[0]}: layout, precision, threads")
         order = randomness.permutation(randomness.derive("probe"), len(job.splits.train.labels))
         batch = Augmenter(job.splits.train).plain(order[:batch_size])
         chosen, facts = execution.choose(
@@ -178,14 +179,16 @@ def train_step(
             teacher if teacher_execution else None,
             methods,
             Augmenter(job.splits.train),
-            plan,
-            name=name,
-            seed=job.recipe.seed,
-            student_execution=student_execution,
-            teacher_execution=teacher_execution,
-            thread_choices=thread_choices,
-            folder=folder,
-            device=job.device,
+            distill.Training(
+                plan=plan,
+                name=name,
+                seed=job.recipe.seed,
+                student_execution=student_execution,
+                teacher_execution=teacher_execution,
+                thread_choices=thread_choices,
+                folder=folder,
+                device=job.device,
+            ),
             with_stages=with_stages,
         )
         net.save(network, folder)
@@ -256,6 +259,7 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step, recipe_d
     }
 
     def make(folder: Path) -> dict[str, Any]:
+        say(f"  {stage}: exporting, then comparing with torch")
         network = trained(job, network_step)
         path = folder / "model.onnx"
         export.export_onnx(network, path, recipe_digest=recipe_digest, name=f"{job.recipe.name}/{stage}")

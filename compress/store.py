@@ -41,8 +41,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises CompressError naming the path and the free space when the disk refuses.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -55,8 +56,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        free_mb = shutil.disk_usage(path.parent).free // 2**20
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        free_mb = shutil.disk_usage(existing).free // 2**20
         raise CompressError(
             f"could not write {path}: {error.strerror or error} ({free_mb} MB free); what was there is untouched",
             hint="free some space, or name another place with --out or COMPRESS_STORE",
@@ -204,6 +207,22 @@ class Store:
                 shutil.rmtree(folder)
                 removed.append(folder)
         return removed
+
+    def clear(self) -> list[Path]:
+        """Remove every entry that no process is making at the moment."""
+        removed = []
+        for folder, _, _, _ in self.entries():
+            try:
+                with exclusive(self.root / "locks" / folder.name, _refuse):
+                    shutil.rmtree(folder)
+                    removed.append(folder)
+            except BlockingIOError:
+                continue
+        return removed
+
+
+def _refuse(who: str) -> None:
+    raise BlockingIOError(who)
 
 
 class NotThere(Exception):

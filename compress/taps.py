@@ -56,7 +56,7 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
         leaf = next(module.children(), None) is None
 
         def record(_: nn.Module, inputs: Any, output: Any, path: str = path, leaf: bool = leaf) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+            if isinstance(output, Tensor) and output.dim() == 4:
                 calls.append(_Call(path, tuple(output.shape[1:]), leaf))  # type: ignore[arg-type]
 
         def record_linear(layer: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
@@ -90,7 +90,7 @@ def _stages(calls: list[_Call], input_size: int) -> Iterable[Tap]:
     for i in range(len(sizes) - 2, -1, -1):
         largest_after[i] = max(sizes[i], largest_after[i + 1])
     order = 0
-    for size in sorted(set(largest_after), reverse=True):
+    for size in sorted(set(largest_after) - {1}, reverse=True):
         last = max(i for i, s in enumerate(sizes) if s == size)
         shrinks = next((c.path for c in calls[last + 1 :] if c.leaf), "")
         candidates = [

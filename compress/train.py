@@ -28,6 +28,7 @@ from compress.store import write_atomic
 from compress.types import Batch
 
 CHECKPOINT_EVERY_S = 20.0
+LOOK_AGAIN_S = 60.0
 SLOW_WINDOW_STEPS = 20  # a rate is judged over this many steps, never a single one
 WARMUP_SHARE = 0.1
 
@@ -104,13 +105,16 @@ class _State:
 
     def load(self, path: Path) -> None:
         try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata()
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            self._load(path)
         except Exception as error:  # safetensors raises its own and bare types for a damaged file
             raise InputRejected(
                 f"checkpoint {path} is damaged: {error}", hint="delete it; the phase starts anew"
             ) from error
+
+    def _load(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
         for key in ("step", "threads", "events", "curve", "seconds"):
             setattr(self, key, json.loads(header[key]))
         self.module.load_state_dict(_under(tensors, "module/"))
@@ -175,14 +179,18 @@ def fit(
                 state.curve["step"].append(state.step)
                 state.curve["loss"].append(round(loss, 6))
             bar.to(state.step * batch_size, f"loss {loss:.3f}")
-            if watch.slow() and len(thread_choices) > 1:
-                _choose_threads_again(name, module, loss_of, batch, state, thread_choices, watch)
+            reason = watch.due() if len(thread_choices) > 1 else ""
+            if reason:
+                _choose_threads_again(name, module, loss_of, batch, state, thread_choices, reason)
+                watch.reset(away_from_first=state.threads != threads)
+                saved = -math.inf  # a new choice changes the arithmetic: keep it at once
             now = time.monotonic()
             state.seconds = seconds_before + now - started
             if now - saved > CHECKPOINT_EVERY_S or caught or state.step == steps:
+                _refuse_broken_weights(module, plan, state, name)
                 state.save(checkpoint)
                 saved = now
-            if caught and state.step < steps:
+            if caught:
                 raise Interrupted(
                     f"stopped at step {state.step} of {steps} of {name}; the work so far is kept",
                     hint="the same command goes on from here",
@@ -219,10 +227,7 @@ def _step(
     loss = loss_of(batch)
     value = loss.item()
     if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss of {name} became {value} at step {state.step}; the last good checkpoint is kept",
-            hint=f"lower the learning rate, for example --set learning_rate={plan.learning_rate / 4:g}",
-        )
+        raise _diverged(f"the loss of {name} became {value} at step {state.step}", plan)
     loss.backward()
     optimizer.step()
     if state.average:
@@ -235,31 +240,51 @@ def _step(
     return value
 
 
+def _diverged(what: str, plan: Plan) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"{what}; the last good checkpoint is kept",
+        hint=f"lower the learning rate, for example --set learning_rate={plan.learning_rate / 4:g}",
+    )
+
+
+def _refuse_broken_weights(module: nn.Module, plan: Plan, state: _State, name: str) -> None:
+    """A finite loss may have an infinite gradient: such weights must neither replace a checkpoint nor be a result."""
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise _diverged(f"`{key}` of {name} stopped being finite by step {state.step}", plan)
+
+
 class _RateWatch:
-    """Says when the time of a step has doubled over two windows in a row, against the best window so far."""
+    """Says when to probe again: when the time of a step has doubled over two windows in a row against the best window
+    so far; and, once fewer threads than at first were chosen for that, every minute, since the neighbour may be gone.
+    """
 
     def __init__(self) -> None:
-        self.reset()
+        self.reset(away_from_first=False)
 
-    def reset(self) -> None:
+    def reset(self, *, away_from_first: bool) -> None:
         self.best_s = math.inf
         self.count, self.slow_windows = 0, 0
-        self.started = time.monotonic()
+        self.started = self.probed = time.monotonic()
+        self.away_from_first = away_from_first
 
-    def slow(self) -> bool:
+    def due(self) -> str:
+        """Why to probe again now, or ""."""
         self.count += 1
         if self.count < SLOW_WINDOW_STEPS:
-            return False
+            return ""
         now = time.monotonic()
         seconds, self.started, self.count = (now - self.started) / self.count, now, 0
         self.slow_windows = self.slow_windows + 1 if seconds > 2 * self.best_s else 0
         self.best_s = min(self.best_s, seconds)
-        return self.slow_windows >= 2
+        if self.slow_windows >= 2:
+            return "the rate fell to less than half"
+        return "looked again" if self.away_from_first and now - self.probed > LOOK_AGAIN_S else ""
 
 
 def _choose_threads_again(
     name: str, module: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch, state: _State,
-    choices: tuple[int, ...], watch: _RateWatch,
+    choices: tuple[int, ...], reason: str,
 ) -> None:  # fmt: skip
     """Time a step at each number of threads, leaving no trace in weights or statistics, and take the fastest."""
     buffers = {k: v.clone() for k, v in module.named_buffers()}
@@ -272,12 +297,12 @@ def _choose_threads_again(
     with torch.no_grad():
         for key, value in module.named_buffers():
             value.copy_(buffers[key])
-    state.threads = min(seconds, key=lambda n: seconds[n])
+    before, state.threads = state.threads, min(seconds, key=lambda n: seconds[n])
     torch.set_num_threads(state.threads)
-    event = f"step {state.step}: the rate fell to less than half; probed again: {state.threads} threads"
-    state.events.append(event)
-    say(f"  {name}: {event}")
-    watch.reset()
+    if state.threads != before:
+        event = f"step {state.step}: {reason}; from {before} to {state.threads} threads"
+        state.events.append(event)
+        say(f"  {name}: {event}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One split. `images` uint8 `[N,H,W,C]` (C is 1 or 3; may be memory-mapped), `labels` int64 `[N]` (−1 = unlabelled).
+    """One split. `images` uint8 `[N,H,W,C]` (C is 1 or 3; may be memory-mapped), `labels` int64 `[N]` (−1: none).
 
     `mean` and `std` (one value a channel, of images in [0,1]) are those of the train split, whichever split this is.
     `may_flip` says whether a mirrored image still belongs to its class. `digest` covers pixels, labels and names.

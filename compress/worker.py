@@ -196,7 +196,8 @@ def probe(spec: dict[str, Any]) -> dict[str, Any]:
     """Whether the runtime can be used here, and what it reads."""
     with stage("import", {}):
         adapter = load_adapter(spec["adapter"])
-        return {"unavailable": adapter.unavailable(), "format": adapter.FORMAT}
+        reason = adapter.unavailable()
+        return {"unavailable": reason, "format": adapter.FORMAT, "version": "" if reason else adapter.version()}
 
 
 MODES = {"probe": probe, "latency": latency, "answers": answers, "inspect": inspect}

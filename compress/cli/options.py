@@ -62,3 +62,8 @@ def existing_plugins(plugins: tuple[Path, ...]) -> tuple[Path, ...]:
         if not path.is_file():
             raise UsageError(f"--plugin: there is no file {path}")
     return tuple(p.resolve() for p in plugins)
+
+
+def next_step(text: str) -> None:
+    """The last line of a command: what to do next. On stderr, as all messages."""
+    click.echo(f"next   {text}", err=True)

@@ -16,7 +16,8 @@ Config = knobs.NoKnobs
 
 # enough for images this easy
 EPOCHS = 18
-TEACHER_EPOCHS = 10
+TEACHER_EPOCHS = 12
+TIER = "smoke"
 
 _VERSION = 1
 _REPORT_FRACTION = 0.2

@@ -1,1 +1,1 @@
-"""Networks: one file each. `build(config, num_classes, input_shape) → nn.Module` takes normalised images, gives logits."""
+"""Networks: one file each. `build(config, num_classes, input_shape) → nn.Module`: normalised images in, logits out."""

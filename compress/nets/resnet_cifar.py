@@ -1,7 +1,7 @@
 """Residual networks for small images: depth 6n+2, three stages of n basic blocks.
 
 Source: He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2. `shortcut=A` is the paper's
-(stride-2 subsampling, zero-padded channels, no weights); `B` is a 1×1 convolution. `stem` and `width` give the wide
+(stride-2 subsampling, zero-padded channels, no weights); `B` is a 1×1 convolution. `stem` and `channels` give the wide
 relatives that distillation papers call 8x4 and 32x4 (stem 32, stages 64/128/256, shortcut B).
 Parameter names are those of the checkpoints of akamaster/pytorch_resnet_cifar10 (conv1, bn1, layer1…3, linear).
 """
@@ -20,9 +20,9 @@ VARIANTS = {
     "resnet44": {"depth": 44},
     "resnet56": {"depth": 56},
     "resnet110": {"depth": 110},
-    "resnet8x4": {"depth": 8, "stem": 32, "width": 64, "shortcut": "B"},
-    "resnet20x4": {"depth": 20, "stem": 32, "width": 64, "shortcut": "B"},
-    "resnet32x4": {"depth": 32, "stem": 32, "width": 64, "shortcut": "B"},
+    "resnet8x4": {"depth": 8, "stem": 32, "channels": 64, "shortcut": "B"},
+    "resnet20x4": {"depth": 20, "stem": 32, "channels": 64, "shortcut": "B"},
+    "resnet32x4": {"depth": 32, "stem": 32, "channels": 64, "shortcut": "B"},
 }
 
 # (variant, classes, input) → parameters; 269,722 and 853,018 are the published checkpoints' own counts
@@ -38,7 +38,7 @@ PARAMETERS = {
 class Config:
     depth: int = knob(20, "number of weighted layers, 6n+2", low=8, high=1202)
     stem: int = knob(16, "channels of the first convolution", low=1, high=1024)
-    width: int = knob(16, "channels of the first stage; the next two double it", low=1, high=1024)
+    channels: int = knob(16, "channels of the first stage; the next two double it", low=1, high=1024)
     shortcut: str = knob("A", "A: subsample and zero-pad; B: 1x1 convolution", choices=("A", "B"))
 
 
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(config.stem)
         channels = config.stem
         for stage, stride in enumerate((1, 2, 2)):
-            width = config.width * 2**stage
+            width = config.channels * 2**stage
             layers = [
                 Block(channels if i == 0 else width, width, stride if i == 0 else 1, config.shortcut)
                 for i in range(blocks)

@@ -1,1 +1,1 @@
-"""Pruners: one file each. `scores(config) → importance`, a Torch-Pruning importance: coupled channels → one score each."""
+"""Pruners: one file each. `scores(config)` gives a Torch-Pruning importance: coupled channels → one score each."""

@@ -2,10 +2,10 @@
 
     q = clip(round(x / scale) + zero_point)
 
-Weights: int8, symmetric, one scale per output channel. Activations: uint8, asymmetric, one scale per tensor, min-max over
-the calibration images. The engine is onnxruntime.quantization. U8S8 is the fast form on x86; on CPUs without VNNI its
-products may saturate, which `reduce_range` (7-bit weights) avoids. The input's own normalisation stays in float: images
-are exact in 8 bits, their normalised values are not.
+Weights: int8, symmetric, one scale per output channel. Activations: uint8, asymmetric, one scale per tensor, min-max
+over the calibration images. The engine is onnxruntime.quantization. U8S8 is the fast form on x86; on CPUs without VNNI
+its products may saturate, which `reduce_range` (7-bit weights) avoids. The input's own normalisation stays in float:
+images are exact in 8 bits, their normalised values are not.
 """
 
 from dataclasses import dataclass

@@ -141,7 +141,8 @@ def _artifact_lines(document: dict[str, Any]) -> list[str]:
         "- "
         + escaped(
             f"{a['stage']} ({a['format']}, {a['precision']}): {a['file'] or 'not shipped'}, "
-            f"{fmt.size(a['size_bytes'])}, {fmt.quantity(a['parameters'])} parameters, "
+            f"{fmt.size(a['size_bytes'])}, "
+            + (f"{fmt.quantity(a['parameters'])} parameters, " if a["parameters"] else "parameters not counted, ")
             + (f"{fmt.quantity(a['macs'])} MACs" if a["macs"] else f"MACs {fmt.absent('not counted')}")
             + (f", same top-1 as in torch: {parity_text(a['parity'])}" if a["format"] == "onnx" else "")
             + f", sha256 {fmt.short_digest(a['digest'])}"
@@ -180,7 +181,7 @@ def render(document: dict[str, Any]) -> str:
     parts = [
         f"# {escaped(run['name'])}",
         "",
-        f"**{verdict['status'].upper()}{escaped(stamp)}.** {escaped(verdict['sentence'])}",
+        f"**{verdict['status'].upper()}{stamp and ' ' + escaped(stamp.strip())}.** {escaped(verdict['sentence'])}",
     ]
     parts += ["", *(f"- {escaped(reason)}" for reason in verdict["reasons"]), ""]
     skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]

@@ -210,7 +210,7 @@ def artifacts(document: dict[str, Any]) -> Markup:
             element("td", a["file"] or "not shipped"),
             element("td", f"{a['format']}, {a['precision']}", class_="n"),
             element("td", fmt.size(a["size_bytes"]), class_="n"),
-            element("td", fmt.quantity(a["parameters"]), class_="n"),
+            element("td", fmt.quantity(a["parameters"]) if a["parameters"] else fmt.absent("not counted"), class_="n"),
             element("td", fmt.quantity(a["macs"]) if a["macs"] else fmt.absent("not counted"), class_="n"),
             element("td", parity_text(a["parity"]) if a["format"] == "onnx" else "", class_="p"),
             element("td", element("code", fmt.short_digest(a["digest"])), class_="n"),

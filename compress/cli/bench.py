@@ -1,0 +1,51 @@
+"""`compress bench`: latency of files, interleaved, with an A/A control."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from compress.cli import options
+
+
+@click.command(short_help="Latency of ONNX files, or of a run: interleaved rounds, intervals, A/A control.")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", default="", help="Data set that the images come from; needed unless --synthetic.")
+@click.option("--synthetic", is_flag=True, help="Random images instead of real ones; the report says so.")
+@click.option("--tier", default="quick", show_default=True, help="smoke, quick, standard or rigorous.")
+@click.option("--runtimes", default="ort_cpu", show_default=True, help="Runtimes, apart by commas.")
+@options.threads
+@click.option("--seed", default=0, show_default=True, help="Seed of the order of visits and of the inputs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and report.html.")
+def command(
+    artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, seed: int,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Latency of ONNX files, or of a run's; the first file is the baseline and is measured twice (A/A).
+
+    \b
+    compress bench models/RUN --data digits --tier standard
+    compress bench a.onnx b.onnx --synthetic --threads 1,2 --out reports/ab
+    """
+    from compress import bench, files, measuring
+    from compress.errors import UsageError, unknown
+    from compress.recipe import from_values
+    from compress.report import summary, write
+    from compress.store import Store
+
+    if bool(data) == synthetic:
+        raise UsageError("name the images: --data NAME or FOLDER, or --synthetic (one of them)")
+    if tier not in bench.TIERS:
+        raise unknown("tier", tier, list(bench.TIERS))
+    store = Store.default()
+    found = files.open_any(artifacts, store.root / "scratch")
+    chosen = from_values({"data": data or "digits", "runtimes": runtimes, "threads": threads, "seed": seed})
+    document = measuring.bench_files(
+        found, chosen, tier=tier, synthetic=synthetic, store=store, command=shlex.join(["compress", *sys.argv[1:]])
+    )
+    click.echo(summary(document))
+    if out:
+        write({k: v for k, v in document.items() if k != "derived"}, out)
+        click.echo(f"wrote  {out / 'report.html'}", err=True)
+    options.next_step(f"compress eval {' '.join(map(str, artifacts))} --data {data or 'DATA'}")

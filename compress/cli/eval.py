@@ -1,0 +1,52 @@
+"""`compress eval`: accuracy of files on a data set."""
+
+from pathlib import Path
+
+import click
+
+from compress.cli import options
+
+
+@click.command(short_help="Accuracy of ONNX files, or of a run, on a data set.")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", default="digits", show_default=True, help="Data set: a name, or a folder of images.")
+@click.option("--split", default="report", show_default=True, type=click.Choice(["report", "select", "train"]))
+@click.option("--runtime", default="ort_cpu", show_default=True, help="Runtime to ask.")
+@click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
+@click.option("--json", "as_json", is_flag=True, help="Counts as JSON instead of the table.")
+def command(
+    artifacts: tuple[Path, ...], data: str, split: str, runtime: str, on_bad: str, as_json: bool
+) -> None:  # fmt: skip
+    """Accuracy of the very bytes of ONNX files, or of a run's, on every image of a split.
+
+    \b
+    compress eval models/RUN
+    compress eval a.onnx b.onnx --data PHOTOS
+    """
+    import json
+
+    from compress import catalog, files, plan, stats
+    from compress.recipe import from_values
+    from compress.store import Store
+
+    catalog.load("runtimes", runtime)
+    store = Store.default()
+    scratch = store.root / "scratch"
+    found = files.open_any(artifacts, scratch)
+    values = {"data": data, "on_bad": on_bad, "image_size": max(found[0].input_shape[1:]) if "/" in data else 0}
+    dataset = getattr(plan.load_data(from_values(values), store), split)
+    rows, base = [], None
+    for artifact in found:
+        row, logits = files.accuracy_row(artifact, runtime, dataset, scratch, base)
+        base = logits if base is None else base
+        rows.append(row)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'file':<28} {'images':>7} {'right':>7}  top-1 (95 %)          same answer as the first")
+    for artifact, row in zip(found, rows, strict=True):
+        low, high = stats.wilson(row["correct"], row["n"])
+        interval = f"{row['correct'] / row['n']:.2%} ({low:.1%}-{high:.1%})"
+        agree = f"{row['agree'] / row['n']:.2%}"
+        click.echo(f"{artifact.path.name[:28]:<28} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
+    options.next_step(f"compress bench {' '.join(map(str, artifacts))} --data {data}")

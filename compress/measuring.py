@@ -1,0 +1,75 @@
+"""Measuring files outside a run: the same cells, rounds and control as in the chain."""
+
+import numpy as np
+
+from compress import bench, catalog, files, plan, publish, randomness
+from compress.errors import InputRejected
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.store import Store
+from compress.types import Artifact, Measurement
+
+TWIN = " again"
+SYNTHETIC_IMAGES = 128
+
+
+def cells_of(pairs: list[tuple[Artifact, str]], threads: tuple[str, ...]) -> list[bench.Cell]:
+    """A cell for each (artifact, runtime) and number of threads; the first cell once more, as the A/A control."""
+    cells = [
+        bench.Cell(name=f"{artifact.stage}/{runtime}/{number}", artifact=artifact, runtime=runtime, threads=int(number))
+        for number in threads
+        for artifact, runtime in pairs
+    ]
+    first = cells[0]
+    twin = bench.Cell(name=first.name + TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
+    return [*cells, twin]
+
+
+def twin_of(measurement: Measurement) -> str:
+    """The name of the cell that this one is the A/A control of, or ""."""
+    return measurement.cell.removesuffix(TWIN) if measurement.cell.endswith(TWIN) else ""
+
+
+def latency(
+    pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
+    store: Store, plugins: tuple = (),
+) -> list[Measurement]:  # fmt: skip
+    """All cells in one interleaved session. The teacher's first cell is the control's original."""
+    cells = cells_of(pairs, threads)
+    with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
+        return bench.measure(
+            cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
+            on_visit=lambda done, total: bar.to(done), plugins=plugins,
+        )  # fmt: skip
+
+
+def bench_files(
+    artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str
+) -> dict:
+    """A report document of these artifacts' latency in the recipe's runtimes."""
+    formats = {r: catalog.load("runtimes", r).module.FORMAT for r in recipe.runtimes}
+    for runtime, kind in formats.items():
+        if kind != "onnx":
+            raise InputRejected(f"`{runtime}` reads networks, not ONNX files", hint="take ort_cpu or ort_cuda")
+    shapes = {a.input_shape for a in artifacts}
+    if len(shapes) > 1:
+        raise InputRejected(f"the files take images of different shapes: {', '.join(map(str, sorted(shapes)))}")
+    if synthetic:
+        channels, height, width = artifacts[0].input_shape
+        counters = np.arange(SYNTHETIC_IMAGES * height * width * channels)
+        noise = randomness.integers(randomness.derive("synthetic"), 256, counters).astype(np.uint8)
+        images, note = noise.reshape(SYNTHETIC_IMAGES, height, width, channels), "synthetic random images"
+    else:
+        dataset = plan.load_data(recipe, store).report
+        images, note = dataset.images, f"{dataset.name}, report split"
+    pairs = [(a, r) for r in recipe.runtimes for a in artifacts]
+    measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store)
+    return files.document(
+        artifacts,
+        [publish.measurement_facts(m, twin_of(m)) for m in measurements],
+        command=command,
+        tier=tier,
+        seed=recipe.seed,
+        image_count=len(images),
+        data_note=note,
+    )

@@ -1,0 +1,150 @@
+"""Networks: the contract that every entry of `nets/` keeps, and published parameter counts and costs."""
+
+import pytest
+import torch
+
+from compress import catalog, network, taps
+from compress.errors import UsageError
+from compress.nets import mobilenet, shufflenet
+
+TORCHVISION = ["torchvision:resnet18", "torchvision:mobilenet_v3_small"]
+NAMES = [n for n in catalog.names("nets") if n != "torchvision"] + TORCHVISION
+# one spec of each module: variants differ by knobs only
+FAMILIES = ["resnet_cifar:depth=8", "resnet8x4", "mobilenet", "shufflenet", *TORCHVISION]
+
+
+def make(spec: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, seed: int = 0) -> network.Network:
+    torch.set_num_threads(1)
+    return network.build(
+        spec,
+        class_names=tuple(f"class {i}" for i in range(classes)),
+        input_shape=shape,
+        mean=(0.5,) * shape[0],
+        std=(0.25,) * shape[0],
+        seed=seed,
+    )
+
+
+def sizes_for(spec: str) -> tuple[int, ...]:
+    return (64, 96) if spec.startswith("torchvision") else (8, 32, 96)
+
+
+def pinned() -> list[tuple[str, int, tuple[int, int, int], int]]:
+    modules = {catalog.load("nets", name).module for name in catalog.names("nets")}
+    counts = [(module.__name__, key, count) for module in modules for key, count in module.PARAMETERS.items()]
+    return sorted((spec, classes, shape, count) for _, (spec, classes, shape), count in counts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_builds_and_answers(name: str) -> None:
+    net = make(name, (3, 64, 64) if name in TORCHVISION else (3, 8, 8), classes=7).eval()
+    with torch.no_grad():
+        logits = net(torch.rand(2, *net.contract.input_shape))
+    assert logits.shape == (2, 7) and torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nets_fit_grey_and_colour_images_of_every_size(spec: str, channels: int) -> None:
+    for size in sizes_for(spec):
+        net = make(spec, (channels, size, size)).train()
+        images = torch.rand(2, channels, size, size)
+        logits = net(images)
+        assert logits.shape == (2, 10) and logits.dtype == torch.float32
+        logits.square().sum().backward()
+        unused = [k for k, p in net.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+        assert not unused, unused
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_stages_are_found_from_large_to_small(spec: str) -> None:
+    for size in sizes_for(spec):
+        net = make(spec, (3, size, size))
+        probed = taps.probe(net, net.contract.input_shape)
+        sizes = [tap.shape[1] for tap in probed.stages]
+        assert len(sizes) >= 3 and sizes == sorted(set(sizes), reverse=True), (size, sizes)
+        strides = [tap.stride for tap in probed.stages]
+        assert strides == [round(size / s) for s in sizes]
+        assert net.get_submodule(probed.classifier).in_features == probed.pooled_dim
+
+
+@pytest.mark.parametrize(("spec", "classes", "shape", "count"), pinned())
+def test_parameter_counts_are_the_published_ones(spec, classes, shape, count) -> None:
+    assert network.count_parameters(make(spec, shape, classes)) == count
+
+
+def test_every_module_pins_a_count() -> None:
+    assert {p[0].partition(":")[0] for p in pinned()} >= {"mobilenet", "shufflenet", "resnet20", "torchvision"}
+
+
+# 40.8 and 125.5 MMAC are the published costs; they differ by below 1 % in what is counted beside convolutions
+@pytest.mark.parametrize(
+    ("spec", "shape", "classes", "mmac"),
+    [
+        ("resnet20", (3, 32, 32), 10, 40.8),
+        ("resnet56", (3, 32, 32), 10, 125.5),
+        ("mobilenet:width=1", (3, 224, 224), 1000, 300.8),
+        ("torchvision:resnet18", (3, 224, 224), 1000, 1814.1),
+    ],
+)
+def test_costs_are_the_published_ones(spec, shape, classes, mmac) -> None:
+    net = make(spec, shape, classes).train()
+    assert network.count_macs(net) / 1e6 == pytest.approx(mmac, rel=0.01)
+    assert net.training and not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_weights_are_a_function_of_the_seed(spec: str) -> None:
+    shape = (3, 64, 64)
+    before = torch.random.get_rng_state()
+    first = make(spec, shape).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before), "the global stream was touched"
+    torch.manual_seed(5)
+    again = make(spec, shape).state_dict()
+    other = make(spec, shape, seed=1).state_dict()
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    kernels = [k for k, v in first.items() if v.dim() == 4]
+    assert kernels and not any(torch.equal(first[k], other[k]) for k in kernels)
+
+
+def test_same_seed_gives_different_networks_different_weights() -> None:
+    a = make("resnet_cifar:depth=8").state_dict()["body.conv1.weight"]
+    assert not torch.equal(a, make("resnet20").state_dict()["body.conv1.weight"])
+
+
+def test_the_network_normalises_its_own_input() -> None:
+    torch.set_num_threads(1)
+    names, shape = ("a", "b"), (3, 8, 8)
+    mean, std = (0.1, 0.5, 0.7), (0.2, 0.25, 0.4)
+    net = network.build("resnet20", class_names=names, input_shape=shape, mean=mean, std=std, seed=0).eval()
+    images = torch.rand(2, *shape)
+    normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        assert torch.allclose(net(images), net.body(normalised), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "last"), [(8, 2), (16, 2), (32, 2), (64, 2), (96, 3), (224, 7)])
+def test_small_images_are_halved_less_often(size: int, last: int) -> None:
+    net = make("mobilenet", (3, size, size))
+    assert taps.probe(net, net.contract.input_shape).stages[-1].shape[1:] == (last, last)
+    config = catalog.load("nets", "mobilenet").config
+    assert str(size) in mobilenet.describe(config, (3, size, size))
+
+
+def test_paper_strides_return_at_the_papers_size() -> None:
+    assert list(mobilenet.strides(224).values()) == [2, 1, 2, 2, 2, 1, 2, 1]
+    assert shufflenet.stem(224) == (2, 2) and shufflenet.stem(32) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resnet_cifar:depth=21", "6n\\+2"),
+        ("shufflenet:width=0.7", "0.5, 1, 1.5, 2"),
+        ("torchvision:resnet19", "resnet18"),
+    ],
+)
+def test_impossible_networks_say_why(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        make(spec, (1, 32, 32))
+    print(caught.value)

@@ -1,0 +1,227 @@
+"""The whole chain on real digits, once, small; then everything that must hold about what it left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FLAGS = (
+    "--teacher", "resnet_cifar:depth=8,channels=32,stem=16", "--student", "mobilenet", "--kd", "fitnet",
+    "--prune", "0.2", "--quantize", "int8", "--epochs", "10", "--max-drop", "30",
+    "--runtimes", "ort_cpu,ort_cuda,torch_eager", "--set", "teacher_epochs=4", "--set", "recover_epochs=3",
+    "--set", "name=small",
+)  # fmt: skip
+
+
+def command(tmp: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    environment = {**os.environ, "COMPRESS_STORE": str(tmp / "store")}
+    return [sys.executable, "-m", "compress", *arguments], environment
+
+
+def compress(tmp: Path, *arguments: str) -> subprocess.CompletedProcess:
+    line, environment = command(tmp, *arguments)
+    done = subprocess.run(line, cwd=tmp, env=environment, capture_output=True, text=True, timeout=400)
+    print(done.stdout, done.stderr)
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    tmp = tmp_path_factory.mktemp("chain")
+    done = compress(tmp, "run", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    assert "wrote" in done.stderr and "next" in done.stderr
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    return tmp
+
+
+@pytest.mark.slow
+def test_it_wrote_what_it_promises(finished):
+    models, reports = finished / "models/small", finished / "reports/small"
+    for name in ("student.onnx", "student.int8.onnx", "teacher.onnx", "recipe.toml", "manifest.json", "card.md"):
+        assert (models / name).stat().st_size > 0
+    for name in ("report.json", "report.md", "report.html", "samples.npz"):
+        assert (reports / name).stat().st_size > 0
+    document = json.loads((reports / "report.json").read_text())
+    stages = {s["name"]: s for s in document["stages"]}
+    assert list(stages) == ["teacher", "distilled", "pruned", "int8"]
+    assert stages["pruned"]["parent"] == "distilled" and stages["int8"]["parent"] == "pruned"
+    assert "stride" in stages["distilled"]["pairing"]
+    artifacts = {a["stage"]: a for a in document["artifacts"]}
+    assert artifacts["pruned"]["parameters"] < artifacts["distilled"]["parameters"]
+    assert artifacts["int8"]["size_bytes"] < 0.6 * artifacts["pruned"]["size_bytes"]
+    for stage in ("teacher", "distilled", "pruned"):
+        assert artifacts[stage]["parity"]["images"] >= 1000
+        assert artifacts[stage]["parity"]["top1_agreement_fraction"] == 1.0
+
+
+@pytest.mark.slow
+def test_accuracy_is_of_every_report_image_and_says_why_where_there_is_none(finished):
+    document = json.loads((finished / "reports/small/report.json").read_text())
+    for row in document["accuracy"]:
+        if row["runtime"] == "ort_cuda" and row["failure"]:
+            assert row["correct"] is None
+        else:
+            assert row["n"] == document["dataset"]["report"] == 359
+    by_place = {(r["stage"], r["runtime"]): r for r in document["accuracy"]}
+    # the same network in torch and exported
+    assert by_place["teacher", "ort_cpu"]["correct"] == by_place["teacher", "torch_eager"]["correct"]
+    assert by_place["teacher", "ort_cpu"]["correct"] / 359 > 0.9
+    cuda = [m for m in document["measurements"] if m["runtime"] == "ort_cuda"]
+    assert all(m["failure"] or m["visits"][0]["effective"]["providers"][0].startswith("CUDA") for m in cuda)
+    twins = [m for m in document["measurements"] if m["control"]]
+    assert len(twins) == 1 and twins[0]["twin_of"] == "teacher/ort_cpu/1"
+
+
+@pytest.mark.slow
+def test_onnx_file_takes_any_batch_and_carries_its_contract(finished):
+    import onnxruntime
+
+    for name in ("student.onnx", "student.int8.onnx", "teacher.onnx"):
+        session = onnxruntime.InferenceSession(finished / "models/small" / name)
+        assert [i.name for i in session.get_inputs()] == ["input"]
+        assert [o.name for o in session.get_outputs()] == ["logits"]
+        for batch in (1, 2, 7):
+            logits = session.run(None, {"input": np.zeros((batch, 1, 8, 8), np.float32)})[0]
+            assert logits.shape == (batch, 10)
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert json.loads(metadata["compress.class_names"]) == list("0123456789")
+        assert len(metadata["compress.recipe_digest"]) == 64 and "resize" in metadata["compress.preprocessing"]
+
+
+@pytest.mark.slow
+def test_same_command_again_computes_nothing(finished):
+    before = (finished / "models/small/manifest.json").stat().st_mtime_ns
+    done = compress(finished, "run", *FLAGS)
+    assert done.returncode == 0 and "nothing to do" in done.stderr
+    assert (finished / "models/small/manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_recipe_gives_the_same_run_and_another_quantizer_trains_nothing(finished):
+    done = compress(
+        finished, "run", "--recipe", "models/small/recipe.toml", "--quantize", "int8:reduce_range=true",
+        "--set", "name=other",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, other = (json.loads((finished / f"reports/{n}/report.json").read_text()) for n in ("small", "other"))
+    digests = [{a["stage"]: a["digest"] for a in d["artifacts"]} for d in (first, other)]
+    reused = {s["name"]: s["reused"] for s in other["stages"]}
+    assert reused == {"teacher": True, "distilled": True, "pruned": True, "int8": False}
+    assert digests[0]["int8"] != digests[1]["int8"]
+
+
+@pytest.mark.slow
+def test_dry_run_knows_what_is_there_and_estimates_the_rest(finished):
+    done = compress(finished, "run", *FLAGS, "--set", "name=dry", "--kd", "kd", "--dry-run")
+    assert done.returncode == 0
+    lines = dict(line.split(None, 1) for line in done.stdout.splitlines() if line and line[0] != " ")
+    assert "in the store" in lines["teacher"] or "teacher    in the store" in done.stdout
+    assert "distilled  about" in done.stdout
+    assert not (finished / "models/dry/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_verify_eval_bench_and_report_work_on_what_run_made(finished):
+    run = "models/small"
+    assert compress(finished, "verify", run).stdout.count("ok ") == 3
+    evaluated = compress(finished, "eval", run, "--json")
+    rows = {row["stage"]: row for row in json.loads(evaluated.stdout)}
+    document = json.loads((finished / "reports/small/report.json").read_text())
+    for row in document["accuracy"]:
+        if row["runtime"] == "ort_cpu" and row["stage"] in rows:
+            assert rows[row["stage"]]["correct"] == row["correct"]
+    benched = compress(
+        finished, "bench", f"{run}/teacher.onnx", f"{run}/student.onnx", "--data", "digits", "--tier", "smoke",
+        "--out", "reports/again",
+    )  # fmt: skip
+    assert benched.returncode == 0 and "student" in benched.stdout and (finished / "reports/again/report.html").exists()
+    shown = compress(finished, "report", "reports/small")
+    assert document["derived"]["verdict"]["sentence"].split()[0] in shown.stdout
+
+
+@pytest.mark.slow
+def test_verify_finds_a_changed_file(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished / "models/small", copy)
+    data = bytearray((copy / "student.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "student.onnx").write_bytes(data)
+    done = compress(finished, "verify", str(copy))
+    assert done.returncode == 5 and "student.onnx" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_stage_that_costs_too_much_is_reported_and_the_chain_goes_on_from_its_parent(finished):
+    done = compress(
+        finished, "run", *FLAGS, "--set", "name=strict", "--prune", "0.9", "--max-drop", "0",
+        "--set", "recover_epochs=1", "--runtimes", "ort_cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads((finished / "reports/strict/report.json").read_text())
+    stages = {s["name"]: s for s in document["stages"]}
+    assert stages["pruned"]["decision"] == "dropped" and "points" in stages["pruned"]["reason"]
+    assert stages["int8"]["parent"] == "distilled"
+    measured = {m["stage"] for m in document["measurements"]}
+    assert "pruned" in measured
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_goes_on_and_ends_with_the_same_bytes(finished, tmp_path, how):
+    flags = (*FLAGS, "--runtimes", "ort_cpu", "--set", "name=killed")
+    # the choice of layout and precision is measured: it must be the same for the comparison
+    import shutil
+
+    (tmp_path / "store").mkdir()
+    shutil.copytree(finished / "store/steps", tmp_path / "store/steps")
+    for folder in (tmp_path / "store/steps").iterdir():
+        if not folder.name.startswith("execution"):
+            shutil.rmtree(folder)
+    line, environment = command(tmp_path, "run", *flags)
+    code = "import compress.train as t, compress.cli.main as m; t.CHECKPOINT_EVERY_S = 0.5; m.main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *line[3:]], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("store/steps/distilled-*/checkpoint-main.safetensors")):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(how)
+    _, messages = child.communicate(timeout=60)
+    assert child.returncode == (-9 if how == signal.SIGKILL else 143)
+    if how == signal.SIGTERM:
+        assert "same command goes on" in messages
+    assert not (tmp_path / "models/killed/manifest.json").exists()
+    done = compress(tmp_path, "run", *flags)
+    assert done.returncode == 0 and "going on from step" in done.stderr
+    ours, theirs = (
+        {a["stage"]: a for a in json.loads((root / f"reports/{name}/report.json").read_text())["artifacts"]}
+        for root, name in ((tmp_path, "killed"), (finished, "small"))
+    )
+    weights = [
+        next(root.glob("store/steps/pruned-*/weights.safetensors")).read_bytes() for root in (tmp_path, finished)
+    ]
+    assert weights[0] == weights[1]
+    assert ours["pruned"]["parameters"] == theirs["pruned"]["parameters"]
+
+
+@pytest.mark.slow
+def test_python_does_what_the_command_does(finished, monkeypatch):
+    import compress as package
+    from compress.recipe import from_values, read
+    from compress.store import Store
+
+    values = read(finished / "models/small/recipe.toml")
+    values["out"] = str(finished)
+    result = package.run(from_values(values), store=Store(finished / "store"))
+    assert result.document["run"]["name"] == "small"
+    assert result.models == finished / "models/small"

@@ -1,0 +1,92 @@
+"""The README's commands and claims are run: it is the product's face."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from compress.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """Every `$ …` line of the console blocks, continuation lines joined, comments dropped."""
+    blocks = re.findall(r"```console\n(.*?)```", README, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line[2:].partition(" #")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+COMMANDS = commands()
+# what only reads: run as it stands
+READERS = [c for c in COMMANDS if c.split()[1] in ("list", "doctor", "verify", "eval", "bench", "report", "store")]
+RUNS = [c for c in COMMANDS if c.startswith("compress run")]
+
+
+def run(command: str, monkeypatch) -> int:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code or 0
+
+
+def test_every_command_is_known():
+    assert len(READERS) >= 7 and len(RUNS) >= 3
+    assert set(COMMANDS) == {*READERS, *RUNS, "make demo", "make test"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", READERS)
+def test_command_works(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COMPRESS_STORE", str(tmp_path))
+    assert run(command, monkeypatch) == 0
+    captured = capsys.readouterr()
+    assert captured.out or captured.err
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_flags_of_run_are_accepted(command, monkeypatch):
+    """The long runs are tested on small data elsewhere; here their flags must resolve to a recipe."""
+    from compress import pipeline
+
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    def stop(recipe, **_):
+        seen.append(recipe)
+        raise Stop
+
+    monkeypatch.setattr(pipeline, "run", stop)
+    if "models/RUN" in command:
+        command = command.replace("models/RUN", "models/digits-mobilenet")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    with pytest.raises(Stop):
+        main()
+    assert seen[0].student
+
+
+def test_make_targets_do_what_the_readme_says():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^demo:", makefile, re.M) and re.search(r"^test:", makefile, re.M)
+    assert "run --student mobilenet --kd fitnet --quantize int8" in makefile
+    assert "compress run --student mobilenet --kd fitnet --quantize int8" in README
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README links to {target}, which is not there"
+
+
+def test_supported_names_are_those_of_the_catalogue():
+    from compress import catalog
+
+    for kind in ("methods", "runtimes", "quantizers", "pruners"):
+        for name in catalog.names(kind):
+            assert f"`{name}`" in README, f"{kind} `{name}` is not in the README's table"

@@ -1,0 +1,241 @@
+"""Taps: the right stages, paired by stride; hooks that leave nothing behind; a teacher that distillation leaves alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress import catalog, distill, fuse, network, taps, train
+from compress.augment import Augmenter
+from compress.errors import CompressError
+from compress.execution import Execution
+from compress.types import Dataset
+
+PLAIN = Execution(channels_last=False)
+
+
+def make(spec: str, shape: tuple[int, int, int] = (3, 32, 32)) -> network.Network:
+    torch.set_num_threads(1)
+    statistics = {"mean": (0.5,) * shape[0], "std": (0.25,) * shape[0]}
+    return network.build(spec, class_names=("a", "b", "c"), input_shape=shape, **statistics, seed=0).eval()
+
+
+def hooks(net: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+
+def probed(spec: str, size: int = 32) -> taps.Probe:
+    return taps.probe(make(spec, (3, size, size)), (3, size, size))
+
+
+def test_stages_are_paired_by_stride_not_by_position() -> None:
+    pairs = taps.pair(probed("mobilenet"), probed("resnet56"))
+    assert [(s.stride, t.stride) for s, t in pairs] == [(2, 2), (4, 4)]
+    assert [t.path for _, t in pairs] == ["body.layer2", "body.layer3"]
+    # by position the student's stride 2 would meet the teacher's stride 1
+    text = taps.describe_pairs(pairs)
+    assert "stride 2" in text and "body.layer2 32×16×16" in text and "body.features" in text
+
+
+def test_nets_without_a_common_stride_meet_at_their_deepest() -> None:
+    a, b = probed("resnet20", 32), probed("resnet20", 32)
+    shallow = taps.Probe(stages=a.stages[:1], classifier="", pooled_dim=0)
+    deep = taps.Probe(stages=b.stages[1:], classifier="", pooled_dim=0)
+    assert taps.pair(shallow, deep) == [(a.stages[0], b.stages[-1])]
+    assert taps.pair(taps.Probe(stages=(), classifier="", pooled_dim=0), deep) == []
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+def test_a_mobilenet_stage_is_the_output_of_a_block(size: int) -> None:
+    net = make("mobilenet", (3, size, size))
+    stages = taps.probe(net, (3, size, size)).stages
+    for tap in stages:
+        # not the expansion inside the block that shrinks the map, which has six times the channels
+        assert tap.path.count(".") <= 2 and ".conv" not in tap.path, tap
+    widths = [tap.shape[0] for tap in stages[:-1]]
+    assert max(widths) <= 48 and stages[-1].shape[0] == 1280
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"), [("shufflenet", 8), ("torchvision:mobilenet_v3_small", 32), ("torchvision:resnet18", 32)]
+)
+def test_a_last_stage_that_shrinks_to_one_pixel_does_not_hide_the_one_before(spec: str, size: int) -> None:
+    for tap in probed(spec, size).stages:
+        # `body.stage4.0.branch2.2` would be the inside of the block that shrinks 2×2 to 1×1
+        assert tap.path.count(".") <= 2 and ".block" not in tap.path, tap
+
+
+def test_squeeze_and_excite_is_no_stage() -> None:
+    sizes = [tap.shape[1] for tap in probed("torchvision:mobilenet_v3_small", 96).stages]
+    assert sizes == [48, 24, 12, 6, 3]
+
+
+def test_signals_are_what_the_modules_put_out() -> None:
+    net, images = make("resnet20"), torch.rand(2, 3, 32, 32)
+    found = taps.probe(net, (3, 32, 32))
+    tapped = taps.Tapped(net, found, found.stages, PLAIN, pooled=True)
+    signals = tapped(images)
+    assert list(signals.maps) == [1, 2, 4]
+    assert {k: tuple(v.shape[1:]) for k, v in signals.maps.items()} == {t.stride: t.shape for t in found.stages}
+    assert torch.allclose(signals.pooled, signals.maps[4].mean((2, 3)))
+    assert torch.allclose(net.body.linear(signals.pooled), signals.logits)
+    assert signals.logits.requires_grad
+    tapped.close()
+    assert hooks(net) == 0
+
+
+def test_frozen_signals_carry_no_graph_and_bfloat16_arrives_as_float32() -> None:
+    net = make("resnet20")
+    found = taps.probe(net, (3, 32, 32))
+    execution = Execution(precision="bfloat16", frozen=True)
+    tapped = taps.Tapped(execution.prepare(net), found, found.stages, execution, pooled=True)
+    signals = tapped(torch.rand(2, 3, 32, 32))
+    tensors = [signals.logits, signals.pooled, *signals.maps.values()]
+    assert all(t.dtype == torch.float32 and not t.requires_grad for t in tensors)
+    tapped.close()
+
+
+def test_probe_leaves_mode_and_statistics_alone() -> None:
+    net = make("mobilenet").train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    taps.probe(net, (3, 32, 32))
+    assert net.training and hooks(net) == 0
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_pass_without_logits_stops_at_the_deepest_tap() -> None:
+    net = make("resnet20")
+    found = taps.probe(net, (3, 32, 32))
+    calls: list[str] = []
+    for name in ("layer1", "layer2", "layer3", "linear"):
+        getattr(net.body, name).register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    tapped = taps.Tapped(net, found, reversed(found.stages[:2]), PLAIN, logits=False)
+    signals = tapped(torch.rand(2, 3, 32, 32))
+    assert calls == ["layer1", "layer2"] and signals.logits is None and list(signals.maps) == [1, 2]
+    tapped.close()
+    net(torch.rand(2, 3, 32, 32))
+    assert calls[2:] == ["layer1", "layer2", "layer3", "linear"], "the pass still stops after close()"
+
+
+def test_a_map_that_is_changed_after_reading_is_noticed() -> None:
+    torch.set_num_threads(1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 3 * 3, 2))
+    tap = taps.Tap(path="0", shape=(4, 3, 3), stride=2, order=0)
+    tapped = taps.Tapped(net, taps.probe(net, (3, 8, 8)), [tap], PLAIN)
+    with pytest.raises(CompressError, match="stride 2 was changed in place") as caught:
+        tapped(torch.rand(2, 3, 8, 8))
+    print(caught.value)
+
+
+def test_a_net_without_linear_layer_has_no_pooled_embedding() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(CompressError, match="no linear layer"):
+        taps.Tapped(net, taps.probe(net, (3, 8, 8)), [], PLAIN, pooled=True)
+
+
+def pictures(count: int = 48) -> Dataset:
+    rng = np.random.default_rng(0)
+    return Dataset(
+        name="noise",
+        split="train",
+        images=rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8),
+        labels=rng.integers(0, 3, count),
+        class_names=("a", "b", "c"),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        may_flip=True,
+        digest="",
+    )
+
+
+class Watch:
+    """The modes of the networks at every pass of a distillation, and the frozen copy that answered."""
+
+    def __init__(self, monkeypatch, student: nn.Module):
+        self.modes: list[tuple[bool, bool]] = []
+        self.frozen: list[nn.Module] = []
+        original = taps.Tapped.__call__
+
+        def call(tapped: taps.Tapped, inputs):
+            self.modes.append((tapped.network is student, tapped.network.training))
+            if tapped.network is not student:
+                self.frozen.append(tapped.network)
+            return original(tapped, inputs)
+
+        monkeypatch.setattr(taps.Tapped, "__call__", call)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_distillation_leaves_the_teacher_alone_and_trains_the_student(precision, tmp_path: Path, monkeypatch) -> None:
+    student, teacher = make("mobilenet:width=0.25", (3, 8, 8)), make("resnet_cifar:depth=8", (3, 8, 8))
+    teacher_before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    student_before = {k: v.clone() for k, v in student.state_dict().items()}
+    watch = Watch(monkeypatch, student)
+    facts = distill.distill(
+        student,
+        teacher,
+        (catalog.load("methods", "fitnet:hint_share=0.5"), catalog.load("methods", "kd")),
+        Augmenter(pictures()),
+        train.Plan(epochs=2, batch_size=16),
+        name="test",
+        seed=0,
+        student_execution=PLAIN,
+        teacher_execution=Execution(frozen=True, precision=precision),
+        thread_choices=(1,),
+        folder=tmp_path,
+    )
+    assert list(facts["phases"]) == ["hint", "main"]
+    assert [facts["phases"][p]["steps"] for p in ("hint", "main")] == [3, 3]
+    assert "student body" in facts["pairing"]
+    # six steps over two epochs: an evaluation in between would have left the student in eval mode
+    assert watch.modes == [(True, True), (False, False)] * 6
+    state = teacher.state_dict()
+    assert all(torch.equal(v, teacher_before[k]) and v.dtype == teacher_before[k].dtype for k, v in state.items())
+    assert not teacher.training and all(p.grad is None and p.requires_grad for p in teacher.parameters())
+    assert all(p.grad is None and not p.requires_grad for frozen in watch.frozen for p in frozen.parameters())
+    after = student.state_dict()
+    assert list(after) == list(student_before), "adapters must not be part of the student"
+    assert all(
+        not torch.equal(v, student_before[k]) for k, v in after.items() if k.endswith(("weight", "running_mean"))
+    )
+    assert not student.training and hooks(student) == hooks(teacher) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-hint.safetensors", "checkpoint-main.safetensors"}
+    distill.drop_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hint_stage_trains_nothing_beyond_the_guided_layer(tmp_path: Path, monkeypatch) -> None:
+    student, teacher = make("resnet_cifar:depth=8,channels=8", (3, 8, 8)), make("resnet_cifar:depth=8", (3, 8, 8))
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    snapshots: list[dict] = []
+    original = train.fit
+
+    def fit(name, module, *rest, **kwargs):
+        result = original(name, module, *rest, **kwargs)
+        snapshots.append({k: v.clone() for k, v in student.state_dict().items()})
+        return result
+
+    monkeypatch.setattr(train, "fit", fit)
+    distill.distill(
+        student, teacher, (catalog.load("methods", "fitnet:hint_share=0.5"),), Augmenter(pictures()),
+        train.Plan(epochs=2, batch_size=16), name="test", seed=0, student_execution=PLAIN,
+        teacher_execution=Execution(frozen=True), thread_choices=(1,), folder=tmp_path,
+    )  # fmt: skip
+    hint, main = snapshots
+    beyond = [k for k in before if k.startswith(("body.layer3", "body.linear"))]
+    until = [k for k in before if k.startswith(("body.conv1", "body.layer2")) and k.endswith("weight")]
+    assert beyond and all(torch.equal(hint[k], before[k]) for k in beyond)
+    assert until and not any(torch.equal(hint[k], before[k]) for k in until)
+    assert not torch.equal(main["body.linear.weight"], before["body.linear.weight"])
+
+
+def test_the_folded_teacher_gives_the_teachers_answers() -> None:
+    teacher = make("resnet20")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        frozen = distill._frozen(teacher, Execution(frozen=True), "cpu")(images)
+        expected = teacher(images)
+    # the same bound that folding itself promises
+    assert (frozen - expected).abs().max() <= fuse.TOLERANCE * (expected.max() - expected.min())
