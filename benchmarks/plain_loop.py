@@ -1,6 +1,6 @@
 """The loop that ours is compared with: what a careful person writes with torch and torchvision alone.
 
-Float32, contiguous, torch's own number of threads; a DataLoader whose items go through PIL: crop with padding, flip,
+Float32, contiguous; a DataLoader whose items go through PIL: crop with padding, flip,
 ToTensor, Normalize. The images lie in memory as uint8, as in torchvision's CIFAR10; no file is decoded in the loop.
 """
 
@@ -43,7 +43,7 @@ class PillowImages(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainSetting:
-    """What the loop trains with; `threads` is torch's own choice."""
+    """What the loop trains with; `threads` is for the main process, torch's own choice unless told otherwise."""
 
     batch_size: int
     learning_rate: float

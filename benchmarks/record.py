@@ -26,6 +26,7 @@ def write(path: Path, facts: dict[str, Any]) -> None:
         "load_average": {"start": LOAD_AT_START, "end": environment.load_average()},
         "machine": dataclasses.asdict(environment.capture()),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, captured | facts)
     print(f"wrote  {path}", file=sys.stderr)
 

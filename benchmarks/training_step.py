@@ -29,6 +29,7 @@ from compress.store import Store
 from compress.types import Batch, Dataset
 
 TARGET_RATIO = 1.5
+BUSY_LOAD = 0.5
 WORKERS = (0, 1, 2)
 MOMENTUM, WEIGHT_DECAY, LEARNING_RATE = 0.9, 5e-4, 0.05
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,7 +59,7 @@ class Setup:
     training: train.Plan
     student_execution: Execution
     teacher_execution: Execution
-    torch_threads: int
+    plain_threads: int
 
 
 def arguments() -> argparse.Namespace:
@@ -71,9 +72,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="at least 5 for a record that counts [7]")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a window [20]")
     parser.add_argument("--warm-up", type=int, default=6, help="steps before a window [6]")
+    parser.add_argument("--plain-threads", type=int, default=0, help="the plain loop's; 0: torch's own choice [0]")
     parser.add_argument("--record", type=Path, default=record.RECORDS / "training_step.json", help="file to write")
     options = parser.parse_args()
-    for name, low in (("batch_size", 2), ("rounds", 2), ("steps", 1), ("warm_up", 0)):
+    for name, low in (("batch_size", 2), ("rounds", 2), ("steps", 1), ("warm_up", 0), ("plain_threads", 0)):
         if getattr(options, name) < low:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(options, name)}")
     return options
@@ -118,7 +120,7 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, str]]:
     if options.teacher_checkpoint:
         checkpoint = options.teacher_checkpoint
         network.load_state(teacher, network.read_checkpoint(checkpoint), checkpoint)
-    torch_threads = torch.get_num_threads()
+    plain_threads = options.plain_threads or torch.get_num_threads()
     probe = Augmenter(data).plain(np.arange(options.batch_size)).inputs
     choices = tuple(sorted({1, environment.allowed_threads()}))
     ours, student_facts = execution.choose(student, probe, frozen=False, threads=choices)
@@ -140,7 +142,7 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, str]]:
         training=training,
         student_execution=ours,
         teacher_execution=frozen,
-        torch_threads=torch_threads,
+        plain_threads=plain_threads,
     )
     return setup, {"student": student_facts["sentence"], "teacher": teacher_facts["sentence"]}
 
@@ -154,13 +156,15 @@ def our_window(setup: Setup) -> list[float]:
             setup.teacher,
             (setup.method,),
             augmenter,
-            setup.training,
-            name="ours",
-            seed=0,
-            student_execution=setup.student_execution,
-            teacher_execution=setup.teacher_execution,
-            thread_choices=(setup.student_execution.threads,),
-            folder=Path(folder),
+            distill.Training(
+                plan=setup.training,
+                name="ours",
+                seed=0,
+                student_execution=setup.student_execution,
+                teacher_execution=setup.teacher_execution,
+                thread_choices=(setup.student_execution.threads,),
+                folder=Path(folder),
+            ),
         )
     return augmenter.starts_s
 
@@ -172,7 +176,7 @@ def plain_window(setup: Setup, workers: int, steps: int) -> list[float]:
         learning_rate=LEARNING_RATE,
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
-        threads=setup.torch_threads,
+        threads=setup.plain_threads,
     )
     student = copy.deepcopy(setup.student.body)
     return plain_loop.step_starts_s(
@@ -246,6 +250,8 @@ def show(facts: dict[str, Any], setup: Setup) -> None:
 
 def main() -> int:
     options = arguments()
+    if record.LOAD_AT_START > BUSY_LOAD:
+        say(f"load average {record.LOAD_AT_START:.1f}: a busy machine slows the plain loop's threads more than ours")
     setup, chosen = prepare(options)
     for role, sentence in chosen.items():
         say(f"  {role}: {sentence}")
@@ -254,7 +260,7 @@ def main() -> int:
         "data": setup.data.name,
         "teacher_weights": options.teacher_checkpoint.name if options.teacher_checkpoint else "random",
         "execution": chosen,
-        "plain_threads": setup.torch_threads,
+        "plain_threads": setup.plain_threads,
         "n_rounds": options.rounds,
         "steps_per_window": options.steps,
         "warm_up_steps": options.warm_up,

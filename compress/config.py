@@ -52,7 +52,7 @@ def _check(field: dataclasses.Field, value: Any, where: str) -> None:
     low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
     if choices and value not in choices:
         raise unknown("value", str(value), list(choices), where=where)
-    if isinstance(value, int | float) and not isinstance(value, bool) and low is not None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and low is not None and high is not None:
         if not low <= value <= high:
             raise UsageError(f"{where} must lie in [{low:g}, {high:g}], got {value:g}: {field.metadata['help']}")
 

@@ -102,7 +102,7 @@ def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
 
 def _carved(source: Source, fraction: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`train` and `select`; what is carved from a large array is copied once, into the source's cache."""
-    if source.select_images is not None:
+    if source.select_images is not None and source.select_labels is not None:
         return {
             "train": (source.train_images, source.train_labels),
             "select": (source.select_images, source.select_labels),

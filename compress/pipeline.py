@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compress import evaluate, measuring, plan, prune, publish, steps
 from compress.catalog import load as load_entry
 from compress.errors import CompressError, Unmeasurable
@@ -177,7 +179,8 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     )
     failures = {(m.artifact, m.runtime): m.failure for m in measurements if m.failure}
     say(f"accuracy on the report split ({len(job.splits.report.labels)} images)")
-    accuracy, golden = [], {}
+    accuracy: list[dict[str, Any]] = []
+    golden: dict[str, np.ndarray] = {}
     for artifact, runtime in pairs:
         row: dict[str, Any] = {"stage": artifact.stage, "runtime": runtime, "failure": ""}
         row |= {"n": 0, **dict.fromkeys(("correct", "top5_correct", "teacher_only", "this_only", "agree"))}

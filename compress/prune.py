@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 
@@ -23,8 +24,6 @@ def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8) -> N
     Widths are rounded to multiples of `round_to`; the input and the classifier's outputs stay. Raises CompressError
     when the architecture cannot be pruned: its channel groups are not understood, or nothing became smaller.
     """
-    import torch_pruning
-
     pruned = copy.deepcopy(network).cpu().eval()
     probed = taps.probe(pruned, network.contract.input_shape)
     dense_shapes, dense_macs = net.shapes(pruned), net.count_macs(pruned)
@@ -37,13 +36,12 @@ def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8) -> N
     try:
         # the engine prints warnings about layers that it leaves alone
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            engine = torch_pruning.pruner.BasePruner(
+            engine = _engine()(
                 pruned,
                 example,
                 importance=pruner.module.scores(pruner.config),
                 global_pruning=True,
                 pruning_ratio=ratio,
-                max_pruning_ratio=MOST_OF_A_LAYER,
                 round_to=round_to,
                 ignored_layers=[pruned.get_submodule(probed.classifier)] if probed.classifier else [],
             )
@@ -61,6 +59,23 @@ def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8) -> N
     result = Network(pruned.body, replace(network.contract, widths={**network.contract.widths, **widths}))
     _check_reloads(result, example)
     return result
+
+
+def _engine() -> type:
+    """Torch-Pruning's engine with widths that end at a floor.
+
+    Left alone, a layer that would lose all of its channels, which rounding down also brings about, keeps all of them:
+    beyond some ratio the network grows again.
+    """
+    import torch_pruning
+
+    class Engine(torch_pruning.pruner.BasePruner):
+        def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
+            kept = (current_channels - n_pruned) // round_to * round_to
+            least = math.ceil(current_channels * (1 - MOST_OF_A_LAYER) / round_to) * round_to
+            return max(0, current_channels - max(kept, least))
+
+    return Engine
 
 
 def _check_reloads(network: Network, example: torch.Tensor) -> None:

@@ -43,7 +43,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 def bits(stream: int, *counters: Any) -> np.ndarray:
     """64 random bits, uint64, for each element of the broadcast `counters` (integers, taken modulo 2^64)."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is what is wanted
-        state = _mix(np.uint64(stream & 0xFFFFFFFFFFFFFFFF) + _GOLDEN)
+        state = _mix(np.asarray(np.uint64(stream & 0xFFFFFFFFFFFFFFFF) + _GOLDEN))
         for counter in counters:
             state = _mix(state + _GOLDEN * (np.asarray(counter).astype(np.uint64) + _ONE))
     return np.asarray(state)

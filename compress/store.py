@@ -257,6 +257,6 @@ def limit_bytes() -> int:
         gigabytes = float(text)
     except ValueError:
         gigabytes = -1.0
-    if gigabytes <= 0:
+    if not 0 < gigabytes < float("inf"):
         raise UsageError(f"COMPRESS_STORE_GB must be a positive number, got `{text}`")
     return int(gigabytes * 1e9)

@@ -28,7 +28,7 @@ def load(name: str, dataset_class: str, marker: str, *, root: str, download: boo
         )
     arrays = cached_arrays(folder, lambda: _read(dataset_class, place, download))
     names = tuple(str(n) for n in arrays.pop("class_names"))
-    return Source(name=name, **arrays, class_names=names, may_flip=True, cache=folder)
+    return Source(name=name, **arrays, class_names=names, may_flip=True, cache=folder)  # type: ignore[arg-type]
 
 
 def _read(dataset_class: str, place: Path, download: bool) -> dict[str, np.ndarray]:

@@ -69,12 +69,8 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
     if "prune" in scenario:
         student = prune.prune(student, catalog.load("pruners", "magnitude"), scenario["prune"])
     methods = tuple(catalog.load("methods", spec) for spec in scenario.get("methods", ["cross_entropy"]))
-    distill.distill(
-        student,
-        teacher,
-        methods,
-        augment.Augmenter(data()),
-        train.Plan(**scenario["plan"]),
+    training = distill.Training(
+        plan=train.Plan(**scenario["plan"]),
         name="test",
         seed=0,
         student_execution=Execution(**scenario.get("execution", {"channels_last": False})),
@@ -82,6 +78,7 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
         thread_choices=(1,),
         folder=folder,
     )
+    distill.distill(student, teacher, methods, augment.Augmenter(data()), training)
     return network.digest(student)
 
 

@@ -150,6 +150,18 @@ def pictures(count: int = 48) -> Dataset:
     )
 
 
+def training(folder: Path, teacher_execution: Execution) -> distill.Training:
+    return distill.Training(
+        plan=train.Plan(epochs=2, batch_size=16),
+        name="test",
+        seed=0,
+        student_execution=PLAIN,
+        teacher_execution=teacher_execution,
+        thread_choices=(1,),
+        folder=folder,
+    )
+
+
 class Watch:
     """The modes of the networks at every pass of a distillation, and the frozen copy that answered."""
 
@@ -178,13 +190,7 @@ def test_distillation_leaves_the_teacher_alone_and_trains_the_student(precision,
         teacher,
         (catalog.load("methods", "fitnet:hint_share=0.5"), catalog.load("methods", "kd")),
         Augmenter(pictures()),
-        train.Plan(epochs=2, batch_size=16),
-        name="test",
-        seed=0,
-        student_execution=PLAIN,
-        teacher_execution=Execution(frozen=True, precision=precision),
-        thread_choices=(1,),
-        folder=tmp_path,
+        training(tmp_path, Execution(frozen=True, precision=precision)),
     )
     assert list(facts["phases"]) == ["hint", "main"]
     assert [facts["phases"][p]["steps"] for p in ("hint", "main")] == [3, 3]
@@ -218,11 +224,8 @@ def test_hint_stage_trains_nothing_beyond_the_guided_layer(tmp_path: Path, monke
         return result
 
     monkeypatch.setattr(train, "fit", fit)
-    distill.distill(
-        student, teacher, (catalog.load("methods", "fitnet:hint_share=0.5"),), Augmenter(pictures()),
-        train.Plan(epochs=2, batch_size=16), name="test", seed=0, student_execution=PLAIN,
-        teacher_execution=Execution(frozen=True), thread_choices=(1,), folder=tmp_path,
-    )  # fmt: skip
+    methods = (catalog.load("methods", "fitnet:hint_share=0.5"),)
+    distill.distill(student, teacher, methods, Augmenter(pictures()), training(tmp_path, Execution(frozen=True)))
     hint, main = snapshots
     beyond = [k for k in before if k.startswith(("body.layer3", "body.linear"))]
     until = [k for k in before if k.startswith(("body.conv1", "body.layer2")) and k.endswith("weight")]
@@ -231,11 +234,11 @@ def test_hint_stage_trains_nothing_beyond_the_guided_layer(tmp_path: Path, monke
     assert not torch.equal(main["body.linear.weight"], before["body.linear.weight"])
 
 
-def test_the_folded_teacher_gives_the_teachers_answers() -> None:
+def test_the_folded_teacher_gives_the_teachers_answers(tmp_path: Path) -> None:
     teacher = make("resnet20")
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        frozen = distill._frozen(teacher, Execution(frozen=True), "cpu")(images)
+        frozen = distill._frozen(teacher, training(tmp_path, Execution(frozen=True)))(images)
         expected = teacher(images)
     # the same bound that folding itself promises
     assert (frozen - expected).abs().max() <= fuse.TOLERANCE * (expected.max() - expected.min())

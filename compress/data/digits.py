@@ -31,7 +31,7 @@ def load(
     arrays = cached_arrays(folder, _read)
     return Source(
         name="digits",
-        **arrays,
+        **arrays,  # type: ignore[arg-type]
         class_names=tuple("0123456789"),
         may_flip=False,
         cache=folder,

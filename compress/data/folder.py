@@ -81,7 +81,7 @@ def _build(config: Config, found: listing.Listing, on_bad: str, folder: Path, pr
             raise _bad_files(bad, total)
         size, channels = config.size, config.channels or _channels(headers)
         shape = (*((size, size) if size else _size(headers)), channels)
-        done, labels = 0, {}
+        done, labels = 0, dict[str, list[int]]()
         for use, (files, _, _) in readable.items():
             chunks = decoding.pixels(pool, files, shape[:2], channels)
             labels[use] = []

@@ -63,10 +63,10 @@ def accuracy_latency(document: dict[str, Any], labels: Labels) -> Markup | None:
     cells = {c["cell"]: c for c in document["derived"]["cells"]}
     frame = svg.Frame(top=20)
     spans = [(_bounds(p["latency_ns"]), _bounds(p["top1_fraction"])) for p in points]
-    x = svg.Scale(
-        **_range([v / 1e6 for s in spans for v in s[0]], log=True), start=frame.x[0], end=frame.x[1], log=True
-    )
-    y = svg.Scale(**_range([100 * v for s in spans for v in s[1]]), start=frame.y[0], end=frame.y[1])
+    low, high = _range([v / 1e6 for s in spans for v in s[0]], log=True)
+    x = svg.Scale(low=low, high=high, start=frame.x[0], end=frame.x[1], log=True)
+    low, high = _range([100 * v for s in spans for v in s[1]])
+    y = svg.Scale(low=low, high=high, start=frame.y[0], end=frame.y[1])
     largest = max((cells[p["cell"]]["size_bytes"] or 0) for p in points)
     in_ms = [{**p, "latency_ns": {"value": p["latency_ns"]["value"] / 1e6}} for p in points]
     in_percent = [{**p, "top1_fraction": {"value": 100 * p["top1_fraction"]["value"]}} for p in in_ms]
@@ -89,9 +89,8 @@ def accuracy_latency(document: dict[str, Any], labels: Labels) -> Markup | None:
     return svg.drawing("pareto", "Accuracy against latency", description, frame, *filter(None, body))
 
 
-def _range(values: list[float], *, log: bool = False) -> dict[str, float]:
-    low, high = svg.spread(values, log=log, share=0.12, least=1.5 if log else 1.0)
-    return {"low": low, "high": high}
+def _range(values: list[float], *, log: bool = False) -> tuple[float, float]:
+    return svg.spread(values, log=log, share=0.12, least=1.5 if log else 1.0)
 
 
 def _point(

@@ -17,11 +17,13 @@ def artifact_at(facts: dict[str, Any], stage: str, format: str = "onnx") -> dict
 
 def size_ratio(facts: dict[str, Any], larger: str, smaller: str) -> Estimate:
     """Bytes of `larger` over bytes of `smaller` (stage names)."""
-    pair = [artifact_at(facts, stage) for stage in (larger, smaller)]
-    for stage, artifact in zip((larger, smaller), pair, strict=True):
+    bytes_of = {}
+    for stage in (larger, smaller):
+        artifact = artifact_at(facts, stage)
         if artifact is None or not artifact["size_bytes"]:
             return missing(f"no artifact of {stage or 'the parent'}")
-    return measured(pair[0]["size_bytes"] / pair[1]["size_bytes"])
+        bytes_of[stage] = artifact["size_bytes"]
+    return measured(bytes_of[larger] / bytes_of[smaller])
 
 
 def _cost_on_select(stage: dict[str, Any]) -> Estimate:

@@ -124,6 +124,7 @@ def axes(
     for tick in x.ticks():
         parts += [line(x(tick), top, x(tick), bottom, "grid"), text(x(tick), bottom + 17, x_text(tick), "t", "middle")]
     for tick in y.ticks() if y else []:
+        assert y
         parts += [line(left, y(tick), right, y(tick), "grid"), text(left - 8, y(tick) + 4, y_text(tick), "t", "end")]
     parts += [line(left, bottom, right, bottom, "axis"), text(right, bottom + 36, x_title, "t name", "end")]
     if y_title:
