@@ -173,11 +173,13 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
             raise _rejected(path, readable(failure, str(copy), path)) from failure
 
 
-def runtime_state(name: str, scratch: Path) -> dict[str, str]:
+def runtime_state(name: str, scratch: Path, plugins: tuple[Path, ...] = ()) -> dict[str, str]:
     """`unavailable` (the reason, or "") and `version` of a runtime here, asked in a child."""
     with workspace(scratch) as work:
         try:
-            state = run_child({"mode": "probe", "adapter": str(runtime_file(name))}, work, START_ALLOWANCE_S, ())
+            state = run_child(
+                {"mode": "probe", "adapter": str(runtime_file(name, plugins))}, work, START_ALLOWANCE_S, plugins
+            )
         except ChildFailed as failure:
             return {"unavailable": str(failure), "version": ""}
     return {"unavailable": state["unavailable"], "version": state.get("version", "")}
@@ -185,7 +187,7 @@ def runtime_state(name: str, scratch: Path) -> dict[str, str]:
 
 def runtime_file(name: str, plugins: tuple[Path, ...] = ()) -> Path:
     """The adapter's file; UsageError for an unknown name."""
-    return catalog._find("runtimes", name, plugins)[0].resolve()
+    return catalog.path_of("runtimes", name, plugins)
 
 
 def _prepare(

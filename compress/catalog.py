@@ -84,6 +84,11 @@ def names(kind: str, plugins: tuple[Path, ...] = ()) -> list[str]:
     return found
 
 
+def path_of(kind: str, name: str, plugins: tuple[Path, ...] = ()) -> Path:
+    """The file of an entry, without importing it. Raises UsageError for an unknown name."""
+    return _find(kind, name, plugins)[0].resolve()
+
+
 def summary(kind: str, name: str, plugins: tuple[Path, ...] = ()) -> str:
     """The first line of the entry's docstring, without importing it."""
     path, _ = _find(kind, name, plugins)

@@ -68,7 +68,12 @@ def check(instance: Any, where: str) -> None:
 
 
 def build(config_class: type, values: Mapping[str, Any], where: str) -> Any:
-    """An instance of `config_class` from texts or TOML values; tuple fields take a list or a comma-separated text.
+    """An instance of `config_class` from texts or TOML values; see `typed`."""
+    return config_class(**typed(config_class, values, where))
+
+
+def typed(config_class: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` (texts or TOML values) in the types of the knobs; tuples take a list or a comma-separated text.
 
     Raises UsageError for an unknown knob (nearest offered), a wrong type or a value out of bounds; `where` is named.
     """
@@ -85,7 +90,7 @@ def build(config_class: type, values: Mapping[str, Any], where: str) -> Any:
         else:
             built[name] = convert(hints[name], value, place)
         _check(fields[name], built[name], place)
-    return config_class(**built)
+    return built
 
 
 def parse_spec(spec: str, first_knob: str = "") -> tuple[str, dict[str, str]]:

@@ -115,13 +115,24 @@ def distill(
     )
     phases: dict[str, Any] = {}
     staged = [(b, stage) for b in bound for stage in b.stages] if with_stages else []
-    for b, stage in staged:
-        say(f"  {stage.name}: {taps.describe_pairs(list(stage.pairs))}")
+    if sum(stage.share for _, stage in staged) >= 1:
+        raise UsageError("the methods' own stages take all epochs: lower their shares (`hint_share`)")
+    for number, (b, stage) in enumerate(staged):
+        # two methods may name their stages alike, and each has a checkpoint of its own
+        label = stage.name if number == 0 else f"{stage.name}-{number + 1}"
+        say(f"  {label}: {taps.describe_pairs(list(stage.pairs))}")
         objective = partial(_stage_loss, b, stage)
-        phases[stage.name] = _phase(networks, training, augmenter, objective, stage)
+        phases[label] = _phase(networks, training, augmenter, objective, replace(stage, name=label))
     wants_maps = any("maps" in b.entry.module.NEEDS for b in bound)
     share = 1.0 - sum(stage.share for _, stage in staged)
-    common = Stage(name="", share=share, loss=_sum_of_losses, pairs=tuple(pairs) if wants_maps else (), logits=True)
+    common = Stage(
+        name="",
+        share=share,
+        loss=_sum_of_losses,
+        pairs=tuple(pairs) if wants_maps else (),
+        logits=True,
+        pooled=any("pooled" in b.entry.module.NEEDS for b in bound),
+    )
     phases["main"] = _phase(networks, training, augmenter, partial(_sum_of_losses, bound), common)
     student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return {"phases": phases, "pairing": taps.describe_pairs(pairs)}
@@ -146,13 +157,19 @@ def _phase(
             [s for s, _ in stage.pairs],
             training.student_execution,
             logits=stage.logits,
+            pooled=stage.pooled,
         )
     ]
     if networks.teacher is not None and networks.teacher_probe and training.teacher_execution:
         teacher_taps = [t for _, t in stage.pairs]
         tapped.append(
             taps.Tapped(
-                networks.teacher, networks.teacher_probe, teacher_taps, training.teacher_execution, logits=stage.logits
+                networks.teacher,
+                networks.teacher_probe,
+                teacher_taps,
+                training.teacher_execution,
+                logits=stage.logits,
+                pooled=stage.pooled,
             )
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.fuse import fold_batchnorm
 
-# a change of layout or precision must win by this much, so that noise does not choose
+# bfloat16, and fewer threads, must win by this much: they change the arithmetic, and noise must not choose them
 MARGIN = 1.1
 
 

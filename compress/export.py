@@ -26,7 +26,7 @@ OPSET = 18
 PARITY_TOLERANCE = 1e-3
 
 
-def export_onnx(network: Network, path: Path, *, recipe_digest: str, name: str) -> None:
+def export_onnx(network: Network, path: Path, *, recipe_digest: str) -> None:
     """Write `network` to `path` through torch's dynamo exporter, BatchNorm folded, subnormal weights flushed."""
     folded = fold_batchnorm(network)
     channels, height, width = network.contract.input_shape
@@ -48,7 +48,6 @@ def export_onnx(network: Network, path: Path, *, recipe_digest: str, name: str) 
     model = program.model_proto  # type: ignore[union-attr]
     contract = network.contract
     metadata = {
-        "compress.name": name,
         "compress.class_names": json.dumps(list(contract.class_names)),
         "compress.class_names_digest": digest(list(contract.class_names)),
         "compress.preprocessing": json.dumps({**PREPROCESSING, "size": [height, width], "channels": channels}),

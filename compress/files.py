@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from compress import __version__, bench, environment, evaluate, publish
-from compress.errors import CompressError, InputRejected
+from compress import __version__, bench, environment, evaluate, facts, recipe
+from compress.errors import CompressError, InputRejected, UsageError
 from compress.store import digest, file_digest, read_json
 from compress.types import Artifact, Dataset
 
@@ -103,8 +103,37 @@ def open_any(paths: tuple[Path, ...], scratch: Path) -> list[Artifact]:
             artifacts += open_run(path)[0]
         else:
             artifacts.append(open_onnx(path, scratch))
-    names = [a.stage for a in artifacts]
-    return [a if names.count(a.stage) == 1 else replace(a, stage=str(a.path)) for a in artifacts]
+    return [replace(a, stage=_own_name(i, artifacts)) for i, a in enumerate(artifacts)]
+
+
+def _own_name(index: int, artifacts: list[Artifact]) -> str:
+    """The stage, with the path where stages repeat, and a number where the very file does (an A/A of one's own)."""
+    artifact = artifacts[index]
+    if sum(a.stage == artifact.stage for a in artifacts) == 1:
+        return artifact.stage
+    earlier = sum(a.path == artifact.path for a in artifacts[:index])
+    return str(artifact.path) + (f"#{earlier + 1}" if earlier else "")
+
+
+def data_for(paths: tuple[Path, ...], artifacts: list[Artifact], data: str, on_bad: str = "fail") -> recipe.Recipe:
+    """The recipe by which the data of these artifacts is loaded, as their run loaded it.
+
+    A run folder knows its data; `data` names other data. For loose files the images take the artifact's own size.
+    Raises UsageError when no data is named and none is known.
+    """
+    run = next((p / "recipe.toml" for p in paths if (p / "recipe.toml").is_file()), None)
+    known = {} if run is None else recipe.read(run)
+    values = {
+        k: known[k] for k in ("data", "image_size", "select_fraction", "calibration_images", "seed") if k in known
+    }
+    if data:
+        values["data"] = data
+    if "data" not in values:
+        raise UsageError("name the images: --data NAME or FOLDER")
+    _, height, width = artifacts[0].input_shape
+    if run is None and height == width and Path(data).expanduser().is_dir():
+        values["image_size"] = height
+    return recipe.from_values({**values, "on_bad": on_bad})
 
 
 def verify(folder: Path, scratch: Path) -> list[tuple[str, str]]:
@@ -158,9 +187,9 @@ def accuracy_row(artifact: Artifact, runtime: str, dataset: Dataset, scratch: Pa
         )
     threads = environment.allowed_threads()
     logits = bench.answers(artifact, runtime, dataset.images, threads=threads, scratch=scratch)
-    facts = evaluate.counts(logits, dataset.labels, logits if base is None else base)
-    facts["teacher_only"] = facts.pop("baseline_only")
-    return {"stage": artifact.stage, "runtime": runtime, "failure": "", **facts}, logits
+    counts = evaluate.counts(logits, dataset.labels, logits if base is None else base)
+    counts["teacher_only"] = counts.pop("baseline_only")
+    return {"stage": artifact.stage, "runtime": runtime, "failure": "", **counts}, logits
 
 
 def document(
@@ -181,7 +210,7 @@ def document(
     ]  # fmt: skip
     return report.document_of(
         {
-            "schema_version": publish.SCHEMA_VERSION,
+            "schema_version": facts.SCHEMA_VERSION,
             "tool": {"version": __version__, "commit": env.commit},
             "run": {
                 "name": " ".join(a.path.name for a in artifacts)[:80], "command": command, "seconds": 0.0,

@@ -1,9 +1,11 @@
 """Measuring files outside a run: the same cells, rounds and control as in the chain."""
 
+from pathlib import Path
+
 import numpy as np
 
-from compress import bench, catalog, files, plan, publish, randomness
-from compress.errors import InputRejected
+from compress import bench, catalog, facts, files, plan, randomness
+from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.store import Store
@@ -13,14 +15,22 @@ TWIN = " again"
 SYNTHETIC_IMAGES = 128
 
 
-def cells_of(pairs: list[tuple[Artifact, str]], threads: tuple[str, ...]) -> list[bench.Cell]:
-    """A cell for each (artifact, runtime) and number of threads; the first cell once more, as the A/A control."""
+def cells_of(
+    pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], scratch: Path, plugins: tuple[Path, ...]
+) -> list[bench.Cell]:
+    """A cell for each (artifact, runtime) and number of threads; the first whose runtime works here once more, as the
+    A/A control.
+    """
     cells = [
         bench.Cell(name=f"{artifact.stage}/{runtime}/{number}", artifact=artifact, runtime=runtime, threads=int(number))
         for number in threads
         for artifact, runtime in pairs
     ]
-    first = cells[0]
+    runtimes = dict.fromkeys(cell.runtime for cell in cells)
+    usable = next(
+        (r for r in runtimes if not bench.runtime_state(r, scratch, plugins)["unavailable"]), cells[0].runtime
+    )
+    first = next(cell for cell in cells if cell.runtime == usable)
     twin = bench.Cell(name=first.name + TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
     return [*cells, twin]
 
@@ -32,10 +42,10 @@ def twin_of(measurement: Measurement) -> str:
 
 def latency(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
-    store: Store, plugins: tuple = (),
+    store: Store, plugins: tuple[Path, ...] = (),
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
-    cells = cells_of(pairs, threads)
+    cells = cells_of(pairs, threads, store.root / "scratch", plugins)
     with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
         return bench.measure(
             cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
@@ -64,9 +74,11 @@ def bench_files(
         images, note = dataset.images, f"{dataset.name}, report split"
     pairs = [(a, r) for r in recipe.runtimes for a in artifacts]
     measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store)
+    if all(m.failure for m in measurements):
+        raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}")
     return files.document(
         artifacts,
-        [publish.measurement_facts(m, twin_of(m)) for m in measurements],
+        [facts.measurement_facts(m, twin_of(m)) for m in measurements],
         command=command,
         tier=tier,
         seed=recipe.seed,

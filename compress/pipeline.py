@@ -11,9 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compress import evaluate, measuring, plan, prune, publish, steps
+from compress import distill, evaluate, facts, measuring, plan, prune, publish, steps, taps
 from compress.catalog import load as load_entry
 from compress.errors import CompressError, Unmeasurable
 from compress.network import Network
@@ -55,6 +53,7 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
     started, started_at = time.monotonic(), datetime.now(UTC)
     store = store or Store.default()
     places = publish.places(recipe)
+    publish.prepare(places)
     with exclusive(places.lock, publish.refuse_second(places)):
         splits = plan.load_data(recipe, store, plugins)
         inputs = publish.inputs_digest(recipe, splits, plugins)
@@ -65,20 +64,19 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
         for line in plan.describe(job):
             say(line)
         links = list(make_chain(job, store))
-        facts = measure(job, store, links)
-        facts["run"] |= {
+        measured = measure(job, store, links)
+        measured["run"] |= {
             "command": command or f"compress run --recipe {places.models / 'recipe.toml'}",
             "started": started_at.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
         }
-        document = publish.publish(places, job, links, facts, inputs)
+        document = publish.publish(places, job, links, measured, inputs)
     return Result(models=places.models, reports=places.reports, document=document, reused=False)
 
 
 def make_chain(job: Job, store: Store) -> Iterator[Link]:
     """Teacher, student, pruned and quantized artifacts, in order; what costs too much is marked as not kept."""
-    if job.pruner:
-        _try_pruning(job)
+    _try_networks(job)
     say("teacher")
     made = steps.teacher_step(job, store)
     teacher = _exported(job, store, "teacher", made, parent="", what=job.teacher.label)
@@ -99,18 +97,23 @@ def make_chain(job: Job, store: Store) -> Iterator[Link]:
         yield _quantized(job, store, link)
 
 
-def _try_pruning(job: Job) -> None:
-    """Prune an untrained twin first: an architecture that cannot be pruned must say so before the training."""
-    assert job.pruner
-    student = steps.build(job, job.student.spec, job.splits.train.mean, job.splits.train.std, job.recipe.seed)
-    prune.prune(student, job.pruner, job.recipe.prune)
+def _try_networks(job: Job) -> None:
+    """Build, pair and prune untrained twins first: what cannot work must say so before the training, not after."""
+    mean, std = job.splits.train.mean, job.splits.train.std
+    teacher, student = (
+        steps.build(job, entry.spec, mean, std, job.recipe.seed) for entry in (job.teacher, job.student)
+    )
+    shape = job.splits.train.input_shape
+    distill.bind(job.methods, taps.pair(taps.probe(student, shape), taps.probe(teacher, shape)), job.recipe.seed)
+    if job.pruner:
+        prune.prune(student, job.pruner, job.recipe.prune, plugins=job.plugins)
 
 
 def _exported(
     job: Job, store: Store, stage: str, network: Step, *, parent: str, what: str, baseline: Link | None = None,
     gate: bool = False,
 ) -> Link:  # fmt: skip
-    step = steps.export_step(job, store, stage, network, publish.recipe_digest(job))
+    step = steps.export_step(job, store, stage, network)
     artifact = steps.onnx_artifact(job, stage, step.folder / "model.onnx", "float32", step.facts)
     say(
         f"  {stage}: {artifact.parameters:,} parameters, {artifact.macs / 1e6:.1f} MMAC, "
@@ -180,7 +183,6 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     failures = {(m.artifact, m.runtime): m.failure for m in measurements if m.failure}
     say(f"accuracy on the report split ({len(job.splits.report.labels)} images)")
     accuracy: list[dict[str, Any]] = []
-    golden: dict[str, np.ndarray] = {}
     for artifact, runtime in pairs:
         row: dict[str, Any] = {"stage": artifact.stage, "runtime": runtime, "failure": ""}
         row |= {"n": 0, **dict.fromkeys(("correct", "top5_correct", "teacher_only", "this_only", "agree"))}
@@ -191,14 +193,17 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
             base = steps.answers_step(job, store, pairs_teacher(pairs, runtime), runtime, job.splits.report)
             row |= evaluate.counts(logits, job.splits.report.labels, base)
             row["teacher_only"] = row.pop("baseline_only")
-            golden.setdefault(artifact.stage, logits)
         except CompressError as error:
             row["failure"] = error.message
         accuracy.append(row)
+    report_split = job.splits.report
+    golden = {
+        link.artifact.stage: steps.answers_step(job, store, link.artifact, "ort_cpu", report_split) for link in links
+    }
     return {
         "run": {"seed": job.recipe.seed, "tier": job.recipe.tier, "max_drop_points": job.recipe.max_drop},
         "accuracy": accuracy,
-        "measurements": [publish.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
+        "measurements": [facts.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
     }
@@ -225,8 +230,6 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
     places = publish.places(recipe)
     splits = plan.load_data(recipe, store, plugins)
     job = plan.make(recipe, splits, plugins)
-    if job.pruner:
-        _try_pruning(job)
     lines = [
         *plan.describe(job),
         "",
@@ -261,7 +264,7 @@ def export_teacher(recipe: Recipe, path: Path, *, plugins: tuple[Path, ...] = ()
     store = Store.default()
     job = plan.make(recipe, plan.load_data(recipe, store, plugins), plugins)
     step = steps.teacher_step(job, store)
-    exported = steps.export_step(job, store, "teacher", step, publish.recipe_digest(job))
+    exported = steps.export_step(job, store, "teacher", step)
     artifact = steps.onnx_artifact(job, "teacher", exported.folder / "model.onnx", "float32", exported.facts)
     logits = steps.answers_step(job, store, artifact, "ort_cpu", job.splits.report)
     publish.write_artifact(path, artifact, job.splits.report, logits)

@@ -10,8 +10,8 @@ from typing import Any
 
 from compress import catalog, dataset, progress
 from compress.catalog import Entry
-from compress.errors import CompressError, InputRejected, UsageError
-from compress.recipe import Recipe, parse_channels, run_name
+from compress.errors import InputRejected, UsageError, unknown
+from compress.recipe import Recipe, parse_channels
 from compress.store import Store
 from compress.types import Splits
 
@@ -63,20 +63,19 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
     """`--data` as a catalogue spec: a name stays, anything that looks like a path becomes `folder:path=…`."""
     name = recipe.data.partition(":")[0]
     if name in catalog.names("data", plugins):
-        return recipe.data
+        if recipe.image_size and name != "folder":
+            raise UsageError(f"`image_size` is for folders of images; `{name}` has its own size")
+        return recipe.data + (f",size={recipe.image_size}" if recipe.image_size else "")
     path = Path(recipe.data).expanduser()
     if path.exists() or os.sep in recipe.data:
         if "," in recipe.data:
             raise UsageError(f"the path {recipe.data} holds a comma, which separates knobs", hint="rename the folder")
         return f"folder:path={recipe.data},size={recipe.image_size}"
-    try:
-        catalog.load("data", recipe.data, plugins)
-    except UsageError as error:
-        raise UsageError(
-            f"{error.message}; and there is no folder {recipe.data}",
-            hint=error.hint or "give a name, or the path of a folder DIR/{train,val,test}/CLASS/*",
-        ) from None
-    raise CompressError(f"cannot resolve the data set {recipe.data}")
+    error = unknown("data set", name, catalog.names("data", plugins))
+    raise UsageError(
+        f"{error.message}; and there is no folder {recipe.data}",
+        hint=error.hint or "give a name, or the path of a folder DIR/{train,val,test}/CLASS/*",
+    )
 
 
 def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
@@ -111,7 +110,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         recipe,
         teacher=teacher.spec,
         student=student.spec,
-        width=getattr(student.config, "width", 0.0),
+        width=0.0,  # the student's spec holds it now
         kd=tuple(m.spec for m in methods),
         pruner=pruner.spec if pruner else recipe.pruner,
         quantize=quantizer.spec if quantizer else "",
@@ -120,7 +119,6 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),
         batch_size=min(images, recipe.batch_size or (128 if images >= LARGE_TRAIN_SPLIT else 32)),
         tier=getattr(data.module, "TIER", "quick") if recipe.tier == "auto" else recipe.tier,
-        name=run_name(recipe),
     )
     _check_teacher_statistics(resolved, splits)
     return Job(

@@ -38,9 +38,6 @@ class Progress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def advance(self, units: int = 1, note: str = "") -> None:
-        self.to(self.done + units, note)
-
     def to(self, done: int, note: str = "") -> None:
         self.done = done
         now = time.monotonic()

@@ -5,6 +5,7 @@ import io
 import math
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ from compress.network import Network
 MOST_OF_A_LAYER = 0.8
 
 
-def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8) -> Network:
+def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8, plugins: tuple[Path, ...] = ()) -> Network:
     """A copy of `network` without the `ratio` (in (0,1)) least important channels, ranked over all layers together.
 
     Widths are rounded to multiples of `round_to`; the input and the classifier's outputs stay. Raises CompressError
@@ -50,14 +51,20 @@ def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8) -> N
             logits = pruned(example)
     except (ZeroDivisionError, RuntimeError, IndexError, ValueError, AssertionError, AttributeError) as error:
         raise refused from error
-    if logits.shape[1] != len(network.contract.class_names) or net.count_macs(pruned) >= dense_macs:
+    if logits.shape[1] != len(network.contract.class_names):
         raise refused
+    if net.count_macs(pruned) >= dense_macs:
+        raise CompressError(
+            f"pruning {ratio:.0%} of the channels of `{network.contract.spec}` removes nothing: its layers are so "
+            f"narrow that rounding to multiples of {round_to} gives every channel back",
+            hint="prune more, or take a smaller --width",
+        )
     shapes = net.shapes(pruned)
     widths = {k: v for k, v in shapes.items() if v != dense_shapes[k]}
     for parameter in pruned.parameters():
         parameter.grad = None
     result = Network(pruned.body, replace(network.contract, widths={**network.contract.widths, **widths}))
-    _check_reloads(result, example)
+    _check_reloads(result, example, plugins)
     return result
 
 
@@ -78,11 +85,11 @@ def _engine() -> type:
     return Engine
 
 
-def _check_reloads(network: Network, example: torch.Tensor) -> None:
+def _check_reloads(network: Network, example: torch.Tensor, plugins: tuple[Path, ...]) -> None:
     """The recorded widths must rebuild the very network: what cannot be reloaded must not be trained for an hour."""
     contract = network.contract
     fields = {k: getattr(contract, k) for k in ("spec", "class_names", "input_shape", "mean", "std")}
-    twin = net.build(**fields, seed=0)
+    twin = net.build(**fields, seed=0, plugins=plugins)
     net.reshape(twin, contract.widths)
     twin.load_state_dict(network.state_dict())
     with torch.no_grad():

@@ -20,11 +20,13 @@ class Recipe:
     """0, "" and "auto" mean: chosen from the data; the chosen values are printed and written back."""
 
     data: str = knob("digits", "data set: a name, or a folder of images")
-    image_size: int = knob(0, "side of the images of a folder in pixels; 0: automatic", low=0, high=1024)
+    image_size: int = knob(
+        0, "side of the images of a folder in pixels, for folders only; 0: automatic", low=0, high=1024
+    )
     on_bad: str = knob("fail", "an unreadable image: stop, or leave it out and list it", choices=("fail", "skip"))
     download: bool = knob(False, "let a data set be fetched from the network")
     select_fraction: float = knob(0.1, "part of train carved out for choices", low=0.01, high=0.5)
-    calibration_images: int = knob(512, "train images that int8 ranges come from", low=1, high=100_000)
+    calibration_images: int = knob(512, "train images that int8 ranges come from", low=300, high=100_000)
 
     teacher: str = knob("auto", "teacher network")
     teacher_checkpoint: str = knob("", "its weights; without, it is trained on the spot")
@@ -61,6 +63,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         config.check(self, "the recipe")
+        for key in ("kd", "runtimes", "threads"):
+            items = getattr(self, key)
+            if not items:
+                raise UsageError(f"`{key}` in the recipe is empty: at least one is needed")
+            if key != "kd" and len(set(items)) < len(items):
+                raise UsageError(f"`{key}` in the recipe names something twice: {', '.join(items)}")
         for number in self.threads:
             if not number.isdigit() or not 1 <= int(number) <= 1024:
                 raise UsageError(f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`")
@@ -105,6 +113,8 @@ def to_toml(recipe: Recipe) -> str:
 
     lines = ["# made by `compress run`; give it back with `compress run --recipe FILE`"]
     for field in dataclasses.fields(recipe):
+        if field.name in PLACES:
+            continue  # where to write and whether to fetch are for each command to say
         value = getattr(recipe, field.name)
         plain = list(value) if isinstance(value, tuple) else value
         entry = tomli_w.dumps({field.name: plain}).strip()

@@ -4,7 +4,6 @@ Raise a step's number in VERSIONS when the same inputs would give another result
 """
 
 import dataclasses
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ from compress.errors import InputRejected
 from compress.execution import Execution
 from compress.network import Network
 from compress.plan import Job, teacher_statistics
-from compress.progress import Progress, say
+from compress.progress import say
 from compress.store import Step, Store, file_digest
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"execution": 1, "teacher": 1, "train": 1, "prune": 1, "export": 1, "quantize": 1, "answers": 1}
+VERSIONS = {"execution": 1, "teacher": 1, "train": 1, "prune": 2, "export": 1, "quantize": 1, "answers": 1}
 RECOVERY_LEARNING_RATE = 0.3  # of the recipe's: a pruned network keeps most of what it knew
 
 
 def versions(*packages: str) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in packages}
+    """Those of the packages that are installed: ONNX Runtime has two distributions, of which one is there."""
+    have = environment.package_versions()
+    return {name: have[name] for name in packages if name in have}
 
 
 def _plugins_digest(job: Job) -> list[str]:
@@ -52,7 +53,7 @@ def choose_execution(
 ) -> tuple[Execution, dict[str, Any]]:
     """The measured choice for this network on this machine, remembered so that later runs replay it."""
     precision = job.recipe.precision
-    precisions = ("float32", "bfloat16") if precision == "auto" or frozen else (precision,)
+    precisions = ("float32", "bfloat16") if precision == "auto" else (precision,)
     batch_size = job.recipe.batch_size
     parts = {
         "version": VERSIONS["execution"],
@@ -162,6 +163,7 @@ def train_step(
         "start": start,
         "classes": list(network.contract.class_names),
         "train": job.splits.train.digest,
+        "may_flip": job.splits.train.may_flip,
         "methods": [entry.spec for entry in methods],
         "with_stages": with_stages,
         "plan": dataclasses.asdict(plan),
@@ -215,7 +217,7 @@ def prune_step(job: Job, store: Store, student: Step) -> Step:
 
     def make(folder: Path) -> dict[str, Any]:
         assert job.pruner
-        net.save(pruning.prune(trained(job, student), job.pruner, job.recipe.prune), folder)
+        net.save(pruning.prune(trained(job, student), job.pruner, job.recipe.prune, plugins=job.plugins), folder)
         return {}
 
     return store.step("prune", parts, make, say)
@@ -243,18 +245,21 @@ def estimate_seconds(job: Job, store: Store) -> dict[str, float]:
     if job.pruner:
         seconds["pruned"] = recipe.recover_epochs * images * sum(per_image.values())
     tier = bench.TIERS[recipe.tier]
-    cells = 5 * len(recipe.threads)
+    stages = 2 + bool(job.pruner) + bool(job.quantizer)
+    cells = (stages * len(recipe.runtimes) + 1) * len(recipe.threads)
     seconds["benchmark"] = cells * tier.rounds * (tier.warmup_s + tier.block_s + 1.0)
     return seconds
 
 
-def export_step(job: Job, store: Store, stage: str, network_step: Step, recipe_digest: str) -> Step:
-    """The network as ONNX, and its parity with torch on real images (at least 1,000, or all that there are)."""
+def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
+    """The network as ONNX, and its parity with torch on real images (at least 1,000, or all that there are).
+
+    The digest in the file's metadata is the key of the step that made the network: a digest of all of the recipe that
+    this network depends on, and of the train split.
+    """
     parts = {
         "version": VERSIONS["export"],
         "network": network_step.key,
-        "stage": stage,
-        "recipe": recipe_digest,
         "versions": versions("torch", "onnx", "onnxscript"),
     }
 
@@ -262,7 +267,7 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step, recipe_d
         say(f"  {stage}: exporting, then comparing with torch")
         network = trained(job, network_step)
         path = folder / "model.onnx"
-        export.export_onnx(network, path, recipe_digest=recipe_digest, name=f"{job.recipe.name}/{stage}")
+        export.export_onnx(network, path, recipe_digest=network_step.key)
         facts = {
             "digest": file_digest(path),
             "parameters": net.count_parameters(network),
@@ -272,7 +277,7 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step, recipe_d
         artifact = onnx_artifact(job, stage, path, "float32", facts)
         images = parity_images(job)
         expected = train.predict(network, images)
-        parity = export.compare(expected, _answers(artifact, images, folder))
+        parity = export.compare(expected, _answers(store, artifact, images))
         export.check_parity(parity, stage)
         return {**facts, "parity": parity}
 
@@ -292,8 +297,10 @@ def sample(dataset: Dataset, count: int) -> np.ndarray:
     return dataset.images[np.sort(order)]
 
 
-def _answers(artifact: Artifact, images: np.ndarray, scratch: Path, runtime: str = "ort_cpu", plugins=()) -> np.ndarray:
-    threads = environment.allowed_threads()
+def _answers(
+    store: Store, artifact: Artifact, images: np.ndarray, runtime: str = "ort_cpu", plugins: tuple[Path, ...] = ()
+) -> np.ndarray:
+    threads, scratch = environment.allowed_threads(), store.root / "scratch"
     return bench.answers(artifact, runtime, images, threads=threads, scratch=scratch, plugins=plugins)
 
 
@@ -314,10 +321,12 @@ def onnx_artifact(job: Job, stage: str, path: Path, precision: str, facts: dict[
 
 
 def torch_artifact(job: Job, stage: str, network_step: Step, facts: dict[str, Any]) -> Artifact:
-    """The same network for the torch runtimes: a folder instead of a file."""
+    """The same network for the torch runtimes: a folder instead of a file, known by the key of its step, since its
+    mean and std are not among its weights.
+    """
     weights = network_step.folder / "weights.safetensors"
     return dataclasses.replace(
-        onnx_artifact(job, stage, weights, "float32", {**facts, "digest": file_digest(weights)}),
+        onnx_artifact(job, stage, weights, "float32", {**facts, "digest": network_step.key}),
         path=network_step.folder,
         format="torch",
     )
@@ -332,7 +341,8 @@ def quantize_step(job: Job, store: Store, parent: Artifact) -> Step:
         "parent": parent.digest,
         "quantizer": job.quantizer.spec,
         "calibrate": calibrate.digest,
-        "versions": versions("onnxruntime", "onnx"),
+        "plugins": _plugins_digest(job),
+        "versions": versions("onnxruntime", "onnxruntime-gpu", "onnx"),
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -356,12 +366,13 @@ def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, datas
         "artifact": artifact.digest,
         "runtime": runtime,
         "data": dataset.digest,
+        "plugins": _plugins_digest(job),
         "machine": environment.fingerprint(environment.capture()),
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        with Progress(f"answers of {artifact.stage} in {runtime}", len(dataset.labels), "images"):
-            logits = _answers(artifact, dataset.images, folder, runtime, job.plugins)
+        say(f"  asking {artifact.stage} in {runtime} about {len(dataset.labels)} images of {dataset.split}")
+        logits = _answers(store, artifact, dataset.images, runtime, job.plugins)
         np.save(folder / "logits.npy", logits)
         return {}
 

@@ -191,34 +191,55 @@ class Store:
         """(folder, bytes, time of last use, finished), most recently used first."""
         found = []
         for folder in (*(self.root / "steps").glob("*"), *(self.root / "data").glob("*")):
-            size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
             manifest = folder / "manifest.json"
-            used = (manifest if manifest.exists() else folder).stat().st_mtime
-            found.append((folder, size, used, manifest.exists() or folder.parent.name == "data"))
+            used = _time_of(manifest) or _time_of(folder)
+            found.append((folder, _bytes_in(folder), used, manifest.exists() or folder.parent.name == "data"))
         return sorted(found, key=lambda row: -row[2])
 
     def trim(self, keep: Path | None = None) -> list[Path]:
-        """Remove the least recently used entries beyond the size limit; never `keep` nor what was used this hour."""
+        """Remove the least recently used entries beyond the size limit, and what killed children left a day ago.
+
+        Never `keep`, what was used in the last twelve hours, or what a process is making.
+        """
         limit = limit_bytes()
-        total, removed = 0, []
+        total, old = 0, []
         for folder, size, used, _ in self.entries():
             total += size
-            if total > limit and folder != keep and time.time() - used > 3600:
-                shutil.rmtree(folder)
-                removed.append(folder)
-        return removed
+            if total > limit and folder != keep and time.time() - used > 12 * 3600:
+                old.append(folder)
+        for leftover in (self.root / "scratch").glob("*"):
+            if time.time() - _time_of(leftover) > 24 * 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
+        return [folder for folder in old if self._remove(folder)]
 
     def clear(self) -> list[Path]:
         """Remove every entry that no process is making at the moment."""
-        removed = []
-        for folder, _, _, _ in self.entries():
-            try:
-                with exclusive(self.root / "locks" / folder.name, _refuse):
-                    shutil.rmtree(folder)
-                    removed.append(folder)
-            except BlockingIOError:
-                continue
-        return removed
+        return [folder for folder, _, _, _ in self.entries() if self._remove(folder)]
+
+    def _remove(self, folder: Path) -> bool:
+        try:
+            with exclusive(self.root / "locks" / folder.name, _refuse):
+                shutil.rmtree(folder, ignore_errors=True)
+                return True
+        except BlockingIOError:
+            return False
+
+
+def _time_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process removed it meanwhile
+        return 0.0
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
 
 
 def _refuse(who: str) -> None:

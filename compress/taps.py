@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError
+from compress.errors import CompressError, UsageError
 from compress.execution import Execution
 from compress.types import Signals
 
@@ -71,6 +71,12 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
         with torch.no_grad():
             parameter = next(network.parameters())
             network.eval()(torch.zeros(2, *input_shape, device=parameter.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        size = "×".join(map(str, input_shape))
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"this network cannot take images of {size}: {reason}", hint="take another network, or larger images"
+        ) from error
     finally:
         network.train(training)
         for handle in handles:

@@ -56,7 +56,7 @@ class Plan:
 
     def steps(self, images: int) -> tuple[int, int]:
         """(all steps, steps of an epoch) for a train split of `images`."""
-        per_epoch = max(1, images // self.batch_size)
+        per_epoch = augment.steps_per_epoch(images, self.batch_size)
         return max(1, round(self.epochs * per_epoch)), per_epoch
 
 
@@ -150,30 +150,19 @@ def fit(
     the loss curve, events (a new choice of threads), steps, images a second. Raises TrainingDiverged at the first
     loss that is not finite, and Interrupted after a signal; the last good checkpoint stays.
     """
-    optimizer = make_optimizer(plan, module)
-    state = _State(module, optimizer, plan, threads)
+    state = _State(module, make_optimizer(plan, module), plan, threads)
     if checkpoint.exists():
         state.load(checkpoint)
-        if 0 < state.step:
-            say(f"  {name}: going on from step {state.step}")
-    images = len(augmenter.labels)
-    steps, per_epoch = plan.steps(images)
-    batch_size = min(plan.batch_size, images)
+        say(f"  {name}: going on from step {state.step}")
+    steps, _ = plan.steps(len(augmenter.labels))
+    batch_size = min(plan.batch_size, len(augmenter.labels))
     torch.set_num_threads(state.threads)
-    started = saved = time.monotonic()
-    first_step, seconds_before = state.step, state.seconds
-    watch = _RateWatch()
+    started, first_step, seconds_before = time.monotonic(), state.step, state.seconds
+    watch, keeper = _RateWatch(away_from_first=state.threads != threads), _Keeper(checkpoint)
     with Progress(name, steps * batch_size, "images", done=state.step * batch_size) as bar, _signals() as caught:
         module.train()
-        while state.step < steps:
-            epoch, position = divmod(state.step, per_epoch)
-            if position == 0 or state.step == first_step:
-                order = augment.epoch_order(seed, epoch, images)
-            index = order[position * batch_size : (position + 1) * batch_size]
-            progress = state.step / steps
-            batch = augmenter.batch(index, augment.views(seed, epoch, index), progress)
-            batch = _to_device(batch, device)
-            loss = _step(module, optimizer, loss_of, batch, plan, seed, state, name)
+        for batch in _batches(augmenter, plan, seed, state.step, device):
+            loss = _step(loss_of, batch, plan, seed, state, name)
             state.step += 1
             if state.step % max(1, steps // 200) == 0 or state.step == steps:
                 state.curve["step"].append(state.step)
@@ -183,13 +172,11 @@ def fit(
             if reason:
                 _choose_threads_again(name, module, loss_of, batch, state, thread_choices, reason)
                 watch.reset(away_from_first=state.threads != threads)
-                saved = -math.inf  # a new choice changes the arithmetic: keep it at once
-            now = time.monotonic()
-            state.seconds = seconds_before + now - started
-            if now - saved > CHECKPOINT_EVERY_S or caught or state.step == steps:
+            state.seconds = seconds_before + time.monotonic() - started
+            # a new choice of threads changes the arithmetic: it is kept at once
+            if keeper.due() or reason or caught or state.step == steps:
                 _refuse_broken_weights(module, plan, state, name)
-                state.save(checkpoint)
-                saved = now
+                keeper.keep(state)
             if caught:
                 raise Interrupted(
                     f"stopped at step {state.step} of {steps} of {name}; the work so far is kept",
@@ -209,32 +196,58 @@ def fit(
     }
 
 
+class _Keeper:
+    """Saves checkpoints, often enough that little is lost and seldom enough that little time is."""
+
+    def __init__(self, path: Path):
+        self.path, self.saved = path, time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved > CHECKPOINT_EVERY_S
+
+    def keep(self, state: _State) -> None:
+        state.save(self.path)
+        self.saved = time.monotonic()
+
+
+def _batches(augmenter: augment.Augmenter, plan: Plan, seed: int, first_step: int, device: str) -> Iterator[Batch]:
+    """The batches from `first_step` to the end of the plan: a function of the seed and the step alone."""
+    images = len(augmenter.labels)
+    steps, per_epoch = plan.steps(images)
+    batch_size = min(plan.batch_size, images)
+    order, order_epoch = np.empty(0, np.int64), -1
+    for step in range(first_step, steps):
+        epoch, position = divmod(step, per_epoch)
+        if epoch != order_epoch:
+            order, order_epoch = augment.epoch_order(seed, epoch, images), epoch
+        index = order[position * batch_size : (position + 1) * batch_size]
+        yield _to_device(augmenter.batch(index, augment.views(seed, epoch, index), step / steps), device)
+
+
 def _to_device(batch: Batch, device: str) -> Batch:
     if device == "cpu":
         return batch
     return replace(batch, inputs=batch.inputs.to(device), labels=batch.labels.to(device))
 
 
-def _step(
-    module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Batch], Tensor], batch: Batch,
-    plan: Plan, seed: int, state: _State, name: str,
-) -> float:  # fmt: skip
+def _step(loss_of: Callable[[Batch], Tensor], batch: Batch, plan: Plan, seed: int, state: _State, name: str) -> float:
     # dropout draws from torch's global stream: seeding it per step makes it a function of the step too
     torch.manual_seed(randomness.derive("step", seed, state.step))
-    for group in optimizer.param_groups:
+    for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(plan, batch.progress)
-    optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     loss = loss_of(batch)
     value = loss.item()
     if not math.isfinite(value):
         raise _diverged(f"the loss of {name} became {value} at step {state.step}", plan)
     loss.backward()
-    optimizer.step()
+    state.optimizer.step()
     if state.average:
         with torch.no_grad():
-            for key, value_now in module.state_dict().items():
+            for key, value_now in state.module.state_dict().items():
                 if value_now.is_floating_point():
-                    state.average[key].lerp_(value_now, 1 - plan.ema)
+                    # a young average forgets faster, else it would keep the random weights of the start
+                    state.average[key].lerp_(value_now, 1 - min(plan.ema, (1 + state.step) / (10 + state.step)))
                 else:
                     state.average[key].copy_(value_now)
     return value
@@ -259,8 +272,8 @@ class _RateWatch:
     so far; and, once fewer threads than at first were chosen for that, every minute, since the neighbour may be gone.
     """
 
-    def __init__(self) -> None:
-        self.reset(away_from_first=False)
+    def __init__(self, *, away_from_first: bool = False) -> None:
+        self.reset(away_from_first=away_from_first)
 
     def reset(self, *, away_from_first: bool) -> None:
         self.best_s = math.inf

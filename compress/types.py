@@ -81,6 +81,7 @@ class Stage:
     loss: Callable[..., Any]
     pairs: tuple[tuple[Any, Any], ...]
     logits: bool = False
+    pooled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

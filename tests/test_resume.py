@@ -83,7 +83,7 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
 
 
 def child(name: str, folder: str, last_step: str) -> None:
-    """One process: at most `last_step` steps, then killed as by a power cut; prints the digest if it gets to the end."""
+    """One process: at most `last_step` steps, then killed; prints the digest if it gets to the end."""
     train.CHECKPOINT_EVERY_S = -1.0  # every step is kept
     left, original = [int(last_step)], augment.Augmenter.batch
 

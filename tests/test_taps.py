@@ -1,4 +1,4 @@
-"""Taps: the right stages, paired by stride; hooks that leave nothing behind; a teacher that distillation leaves alone."""
+"""Taps: the right stages, paired by stride; hooks that leave nothing behind; a teacher that stays as it is."""
 
 from pathlib import Path
 

@@ -272,30 +272,49 @@ def test_a_damaged_checkpoint_is_named(how: str, splits: Splits, tmp_path: Path)
     assert str(path) in caught.value.message and "delete it" in caught.value.hint
 
 
-def test_a_rate_that_fell_is_noticed_once_it_lasts(monkeypatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    return now
+
+
+def window(watch: train._RateWatch, clock: list[float], seconds: float) -> str:
+    answers = []
+    for _ in range(train.SLOW_WINDOW_STEPS):
+        clock[0] += seconds
+        answers.append(watch.due())
+    return "".join(answers)
+
+
+def test_a_rate_that_fell_is_noticed_once_it_lasts(clock: list[float]) -> None:
     watch = train._RateWatch()
+    answers = [window(watch, clock, s) for s in (1, 1, 3, 1, 3, 3)]
+    assert not any(answers[:5]) and "less than half" in answers[5]
 
-    def window(seconds: float) -> bool:
-        answers = []
-        for _ in range(train.SLOW_WINDOW_STEPS):
-            clock[0] += seconds
-            answers.append(watch.slow())
-        return any(answers)
 
-    assert [window(s) for s in (1, 1, 3, 1, 3, 3)] == [False, False, False, False, False, True]
+def test_a_choice_that_was_made_under_pressure_is_looked_at_again(clock: list[float]) -> None:
+    watch = train._RateWatch()
+    count = int(train.LOOK_AGAIN_S / train.SLOW_WINDOW_STEPS) + 2
+    assert not any(window(watch, clock, 1) for _ in range(count))
+    watch.reset(away_from_first=True)
+    assert any(window(watch, clock, 1) == "looked again" for _ in range(count))
 
 
 def test_a_new_choice_of_threads_leaves_no_trace(splits: Splits, tmp_path: Path, monkeypatch) -> None:
-    slow = iter([False] * 4 + [True] + [False] * 100)
-    straight, probing = make(splits.train), make(splits.train)
+    due = iter([""] * 4 + ["slow"] + [""] * 100)
+    straight, probing, passes = make(splits.train), make(splits.train), []
     (tmp_path / "a").mkdir()
     plan_, split = Plan(epochs=1, batch_size=8), part(splits.train, 80)
     fit(straight, split, plan_, tmp_path / "a")
-    monkeypatch.setattr(train._RateWatch, "slow", lambda self: next(slow))
-    facts = fit(probing, split, plan_, tmp_path, thread_choices=(1, 1))
-    assert len(facts["events"]) == 1 and "step 5" in facts["events"][0]
+    monkeypatch.setattr(train._RateWatch, "due", lambda self: next(due))
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        passes.append(batch.progress)
+        return hard_label_loss(probing(batch.inputs), batch.labels)
+
+    fit(probing, split, plan_, tmp_path, loss_of, thread_choices=(1, 1))
+    assert len(passes) == 14 and passes.count(0.4) == 5, "four passes to probe, on the batch of the fifth step"
     assert network.digest(probing) == network.digest(straight)
 
 

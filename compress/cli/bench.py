@@ -11,7 +11,7 @@ from compress.cli import options
 
 @click.command(short_help="Latency of ONNX files, or of a run: interleaved rounds, intervals, A/A control.")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--data", default="", help="Data set that the images come from; needed unless --synthetic.")
+@click.option("--data", default="", help="Data set that the images come from; a run knows its own.")
 @click.option("--synthetic", is_flag=True, help="Random images instead of real ones; the report says so.")
 @click.option("--tier", default="quick", show_default=True, help="smoke, quick, standard or rigorous.")
 @click.option("--runtimes", default="ort_cpu", show_default=True, help="Runtimes, apart by commas.")
@@ -28,19 +28,24 @@ def command(
     compress bench models/RUN --data digits --tier standard
     compress bench a.onnx b.onnx --synthetic --threads 1,2 --out reports/ab
     """
+    from dataclasses import replace
+
     from compress import bench, files, measuring
+    from compress.config import typed
     from compress.errors import UsageError, unknown
-    from compress.recipe import from_values
+    from compress.recipe import Recipe
     from compress.report import summary, write
     from compress.store import Store
 
-    if bool(data) == synthetic:
-        raise UsageError("name the images: --data NAME or FOLDER, or --synthetic (one of them)")
+    if data and synthetic:
+        raise UsageError("--data and --synthetic exclude each other: name the images, or take random ones")
     if tier not in bench.TIERS:
         raise unknown("tier", tier, list(bench.TIERS))
     store = Store.default()
     found = files.open_any(artifacts, store.root / "scratch")
-    chosen = from_values({"data": data or "digits", "runtimes": runtimes, "threads": threads, "seed": seed})
+    base = Recipe() if synthetic else files.data_for(artifacts, found, data)
+    wanted = typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
+    chosen = replace(base, **wanted)
     document = measuring.bench_files(
         found, chosen, tier=tier, synthetic=synthetic, store=store, command=shlex.join(["compress", *sys.argv[1:]])
     )
@@ -48,4 +53,4 @@ def command(
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)
         click.echo(f"wrote  {out / 'report.html'}", err=True)
-    options.next_step(f"compress eval {' '.join(map(str, artifacts))} --data {data or 'DATA'}")
+    options.next_step(f"compress eval {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))

@@ -9,7 +9,7 @@ from compress.cli import options
 
 @click.command(short_help="Accuracy of ONNX files, or of a run, on a data set.")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--data", default="digits", show_default=True, help="Data set: a name, or a folder of images.")
+@click.option("--data", default="", help="Data set: a name, or a folder of images; a run knows its own.")
 @click.option("--split", default="report", show_default=True, type=click.Choice(["report", "select", "train"]))
 @click.option("--runtime", default="ort_cpu", show_default=True, help="Runtime to ask.")
 @click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
@@ -26,15 +26,13 @@ def command(
     import json
 
     from compress import catalog, files, plan, stats
-    from compress.recipe import from_values
     from compress.store import Store
 
     catalog.load("runtimes", runtime)
     store = Store.default()
     scratch = store.root / "scratch"
     found = files.open_any(artifacts, scratch)
-    values = {"data": data, "on_bad": on_bad, "image_size": max(found[0].input_shape[1:]) if "/" in data else 0}
-    dataset = getattr(plan.load_data(from_values(values), store), split)
+    dataset = getattr(plan.load_data(files.data_for(artifacts, found, data, on_bad), store), split)
     rows, base = [], None
     for artifact in found:
         row, logits = files.accuracy_row(artifact, runtime, dataset, scratch, base)
@@ -49,4 +47,4 @@ def command(
         interval = f"{row['correct'] / row['n']:.2%} ({low:.1%}-{high:.1%})"
         agree = f"{row['agree'] / row['n']:.2%}"
         click.echo(f"{artifact.path.name[:28]:<28} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
-    options.next_step(f"compress bench {' '.join(map(str, artifacts))} --data {data}")
+    options.next_step(f"compress bench {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))

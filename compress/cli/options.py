@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from compress import recipe
+from compress import config, recipe
 from compress.errors import UsageError
 
 plugin = click.option(
@@ -42,19 +42,18 @@ def recipe_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def to_recipe(flags: dict[str, Any], recipe_file: Path | None, settings: tuple[str, ...], download: bool) -> Any:
     """Defaults, then the recipe file, then flags, then --set. Raises UsageError or InputRejected."""
-    values: dict[str, Any] = recipe.read(recipe_file) if recipe_file else {}
-    recipe.from_values(values, f"the recipe {recipe_file}")
-    given = {k: v for k, v in flags.items() if v not in (None, ())}
-    recipe.from_values(given, "the command line")
+    raw = recipe.read(recipe_file) if recipe_file else {}
+    values = config.typed(recipe.Recipe, raw, f"the recipe {recipe_file}")
+    flags_given = {k: v for k, v in flags.items() if v not in (None, ())}
+    given = config.typed(recipe.Recipe, flags_given, "the command line")
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set needs KEY=VALUE, got `{setting}`", hint="for example --set batch_size=64")
-        recipe.from_values({key.strip(): value}, "--set")
-        given[key.strip()] = value
+        given |= config.typed(recipe.Recipe, {key.strip(): value}, "--set")
     if download:
-        given["download"] = "true"
-    return recipe.from_values({**values, **given})
+        given["download"] = True
+    return recipe.Recipe(**{**values, **given})
 
 
 def existing_plugins(plugins: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -21,4 +21,4 @@ def command(folder: Path) -> None:
     for name, found in files.verify(folder, Store.default().root / "scratch"):
         click.echo(f"ok  {name:<22} {found}")
     click.echo(f"{folder} is whole and answers here as it did where it was made", err=True)
-    options.next_step(f"compress bench {folder} --data DATA --tier standard")
+    options.next_step(f"compress bench {folder} --tier standard")

@@ -2,6 +2,6 @@
 
 An entry has `loss(config, student, teacher, batch, adapters) → scalar`, the objective as published with its own hard
 label term; several methods add up. `NEEDS` names the signals that it reads: "teacher", "maps", "pooled". Optional:
-`adapters(config, student_shapes, teacher_shapes) → nn.Module` (trained with the student, never part of it) and
-`stages(config) → tuple[Stage, …]`, phases that come before the common one.
+`adapters(config, pairs) → nn.Module` (trained with the student, never part of it) and `stages(config, pairs) →
+tuple[Stage, …]`, phases that come before the common one; `pairs` are the (student tap, teacher tap) of equal stride.
 """

@@ -42,6 +42,8 @@ def guided_pair(config: Config, pairs: list[tuple[Tap, Tap]]) -> tuple[Tap, Tap]
                 return student, teacher
         strides = ", ".join(str(student.stride) for student, _ in pairs)
         raise UsageError(f"fitnet: no stage of stride {config.stride} in both networks; they share {strides}")
+    if not pairs:
+        raise UsageError("fitnet needs networks with maps to pair; one of these has none", hint="take --kd kd")
     return pairs[len(pairs) // 2]
 
 

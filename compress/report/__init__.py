@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from compress.errors import InputRejected
 from compress.report import html, markdown
 from compress.report.rows import derive
 from compress.report.schema import validate
+from compress.store import write_atomic
 
 __all__ = ["document_of", "load", "summary", "validate", "write"]
 
@@ -58,20 +58,6 @@ def to_json(document: dict[str, Any]) -> str:
     return json.dumps(document, sort_keys=True, allow_nan=False, indent=1) + "\n"
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private; a report is there to be read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
     """Write `report.json`, `report.md` and `report.html` into `folder`, each whole or not at all.
 
@@ -84,7 +70,7 @@ def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, text in texts.items():
-            _write_atomically(paths[kind], text)
+            write_atomic(paths[kind], text.encode())
     except OSError as error:
         raise InputRejected(
             f"cannot write the report into {folder}: {error.strerror or error}", hint="choose a folder with --out"

@@ -1,0 +1,167 @@
+"""The facts of a run as its report holds them, and the card made from that report. Nothing is derived here."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress import __version__, environment, recipe
+from compress.images import PREPROCESSING
+from compress.store import digest
+from compress.types import Measurement
+
+if TYPE_CHECKING:
+    from compress.pipeline import Link
+    from compress.plan import Job
+
+SCHEMA_VERSION = 1
+
+
+def measurement_facts(measurement: Measurement, twin_of: str) -> dict[str, Any]:
+    """A measurement as the report holds it: each visit by its quantiles; the raw samples go to a file beside it."""
+    visits = []
+    for visit in measurement.visits:
+        samples = np.asarray(visit["samples_ns"])
+        kept = {k: v for k, v in visit.items() if k != "samples_ns"}
+        quantiles = [int(q) for q in np.quantile(samples, np.linspace(0, 1, 101))]
+        visits.append(kept | {"n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": quantiles})
+    return {
+        "cell": measurement.cell,
+        "stage": measurement.artifact,
+        "artifact_digest": measurement.artifact_digest,
+        "runtime": measurement.runtime,
+        "runtime_version": measurement.runtime_version,
+        "threads": measurement.threads,
+        "batch": 1,
+        "control": bool(twin_of),
+        "twin_of": twin_of,
+        "failure": measurement.failure,
+        "visits": visits,
+    }
+
+
+def recipe_digest(job: "Job") -> str:
+    """Digest of what the artifacts depend on: the recipe without places and measuring, and the train split."""
+    aside = (*recipe.PLACES, "data", "tier", "runtimes", "threads", "teacher_checkpoint")
+    values = {k: v for k, v in recipe.as_dict(job.recipe).items() if k not in aside}
+    return digest([values, job.splits.train.digest])
+
+
+def of_run(
+    name: str, job: "Job", links: list["Link"], files: dict[str, str], measured: dict[str, Any]
+) -> dict[str, Any]:
+    """The document that `report.write` takes, but for what it derives."""
+    splits, env = job.splits, environment.capture()
+    train = splits.train
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"version": __version__, "commit": env.commit},
+        "run": {
+            **measured["run"],
+            "name": name,
+            "recipe_digest": recipe_digest(job),
+            "data_note": "choices were made on `select` (carved from train); `report` was read once, at the end",
+        },
+        "recipe": recipe.as_dict(job.recipe),
+        "environment": dataclasses.asdict(env),
+        "dataset": {
+            "name": train.name,
+            "class_names": list(train.class_names),
+            **{s: len(getattr(splits, s).labels) for s in ("train", "select", "calibrate", "report")},
+            "input_shape": list(train.input_shape),
+            "digest": train.digest,
+            "skipped": list(splits.skipped),
+        },
+        "artifacts": [_artifact_facts(link, files) for link in links],
+        "shipped": [link for link in links if link.kept][-1].artifact.stage,
+        "stages": [_stage_facts(link) for link in links],
+        "accuracy": measured["accuracy"],
+        "measurements": measured["measurements"],
+        "warnings": [*splits.warnings],
+    }
+
+
+def _artifact_facts(link: "Link", files: dict[str, str]) -> dict[str, Any]:
+    artifact = link.artifact
+    return {
+        "stage": artifact.stage,
+        "role": "teacher" if artifact.stage == "teacher" else "student",
+        "file": files.get(artifact.stage, "") if link.kept else "",
+        "format": artifact.format,
+        "precision": artifact.precision,
+        "digest": artifact.digest,
+        "size_bytes": artifact.size_bytes,
+        "parameters": artifact.parameters,
+        "macs": artifact.macs,
+        "parity": link.parity,
+    }
+
+
+def _stage_facts(link: "Link") -> dict[str, Any]:
+    counts = link.select
+    phases = link.facts.get("phases", {})
+    curve: dict[str, list[float]] = {"step": [], "loss": []}
+    for phase in phases.values():
+        offset = curve["step"][-1] if curve["step"] else 0
+        curve["step"] += [offset + step for step in phase["curve"]["step"]]
+        curve["loss"] += phase["curve"]["loss"]
+    return {
+        "name": link.artifact.stage,
+        "parent": link.parent,
+        "what": link.what,
+        "seconds": link.step.facts["seconds"],
+        "reused": link.step.reused,
+        "select": counts
+        and {
+            "n": counts["n"],
+            "correct": counts["correct"],
+            "parent_correct": counts.get("baseline_correct"),
+            "parent_only": counts.get("baseline_only"),
+            "this_only": counts.get("this_only"),
+        },
+        "decision": "kept" if link.kept else "dropped",
+        "reason": link.reason,
+        "events": [*link.facts.get("execution", []), *(e for phase in phases.values() for e in phase["events"])],
+        "curve": curve if curve["step"] else None,
+        "pairing": link.facts.get("pairing", ""),
+    }
+
+
+def card(document: dict[str, Any], models: Path, reports: Path) -> str:
+    """The card beside the artifacts: what it is, what it takes, how good it is, how it was made."""
+    from compress import report
+
+    run, data = document["run"], document["dataset"]
+    channels, height, width = data["input_shape"]
+    files = [a for a in document["artifacts"] if a["file"]]
+    rows = [f"| {a['file']} | {a['precision']} | {a['size_bytes']:,} | `{a['digest'][:16]}…` |" for a in files]
+    return "\n".join(
+        [
+            f"# {run['name']}",
+            "",
+            document["derived"]["verdict"]["sentence"],
+            "",
+            "| file | precision | bytes | sha256 |",
+            "| --- | --- | ---: | --- |",
+            *rows,
+            "",
+            f"Input `input`: float32 `[batch, {channels}, {height}, {width}]`, values in [0,1]; the files normalise by "
+            "themselves. Output `logits`.",
+            f"Preprocessing of a photo: {json.dumps(PREPROCESSING)}",
+            f"Classes, in order: {', '.join(data['class_names'])}.",
+            f"Data: {data['name']}; {data['train']} train, {data['select']} select, {data['report']} report images.",
+            "",
+            "Made by:",
+            "",
+            f"    {run['command']}",
+            "",
+            "Check a copy of these files on your machine: `compress verify FOLDER`. The whole report:"
+            f" `{os.path.relpath(reports / 'report.html', models)}`.",
+            "",
+            report.summary(document),
+            "",
+        ]
+    )
