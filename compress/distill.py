@@ -37,6 +37,11 @@ def needs_teacher(methods: tuple[Entry, ...]) -> bool:
     return any("teacher" in entry.module.NEEDS for entry in methods)
 
 
+def objective_scale(methods: tuple[Entry, ...]) -> float:
+    """How large the summed objective is against plain cross-entropy: what its learning rate is divided by."""
+    return sum(entry.module.scale(entry.config) if hasattr(entry.module, "scale") else 1.0 for entry in methods)
+
+
 def bind(methods: tuple[Entry, ...], pairs: list[tuple[taps.Tap, taps.Tap]], seed: int) -> tuple[Bound, ...]:
     """Make each method's adapters and stages for these pairs of stages. Initial weights depend on the seed alone."""
     bound = []
@@ -133,7 +138,12 @@ def distill(
         logits=True,
         pooled=any("pooled" in b.entry.module.NEEDS for b in bound),
     )
-    phases["main"] = _phase(networks, training, augmenter, partial(_sum_of_losses, bound), common)
+    # AdamW does not feel the size of an objective
+    size = objective_scale(methods) if training.plan.optimizer == "sgd" else 1.0
+    gentler = replace(training.plan, learning_rate=training.plan.learning_rate / size)
+    phases["main"] = _phase(
+        networks, replace(training, plan=gentler), augmenter, partial(_sum_of_losses, bound), common
+    )
     student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return {"phases": phases, "pairing": taps.describe_pairs(pairs)}
 

@@ -115,11 +115,16 @@ def _own_name(index: int, artifacts: list[Artifact]) -> str:
     return str(artifact.path) + (f"#{earlier + 1}" if earlier else "")
 
 
+def require_data(paths: tuple[Path, ...], data: str) -> None:
+    """Raises UsageError when no data is named and none of the paths is a run, which knows its own."""
+    if not data and not any(path.is_dir() for path in paths):
+        raise UsageError("name the images: --data NAME or FOLDER", hint="only a run's folder knows its own data")
+
+
 def data_for(paths: tuple[Path, ...], artifacts: list[Artifact], data: str, on_bad: str = "fail") -> recipe.Recipe:
     """The recipe by which the data of these artifacts is loaded, as their run loaded it.
 
     A run folder knows its data; `data` names other data. For loose files the images take the artifact's own size.
-    Raises UsageError when no data is named and none is known.
     """
     run = next((p / "recipe.toml" for p in paths if (p / "recipe.toml").is_file()), None)
     known = {} if run is None else recipe.read(run)
@@ -128,8 +133,6 @@ def data_for(paths: tuple[Path, ...], artifacts: list[Artifact], data: str, on_b
     }
     if data:
         values["data"] = data
-    if "data" not in values:
-        raise UsageError("name the images: --data NAME or FOLDER")
     _, height, width = artifacts[0].input_shape
     if run is None and height == width and Path(data).expanduser().is_dir():
         values["image_size"] = height

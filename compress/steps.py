@@ -21,7 +21,7 @@ from compress.progress import say
 from compress.store import Step, Store, file_digest
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"execution": 1, "teacher": 1, "train": 1, "prune": 2, "export": 1, "quantize": 1, "answers": 1}
+VERSIONS = {"execution": 1, "teacher": 1, "train": 2, "prune": 2, "export": 1, "quantize": 1, "answers": 1}
 RECOVERY_LEARNING_RATE = 0.3  # of the recipe's: a pruned network keeps most of what it knew
 
 

@@ -43,7 +43,7 @@ class Interrupted(CompressError):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to train one phase. `learning_rate` is that of a batch of 128 images; it scales with the batch."""
+    """How to train one phase. `learning_rate` is the peak of the schedule, whatever the batch."""
 
     epochs: float
     batch_size: int = 128
@@ -62,7 +62,7 @@ class Plan:
 
 def learning_rate_at(plan: Plan, progress: float) -> float:
     """Linear warm-up, then cosine to zero. `onecycle` warms up over 30 % (Smith 2018), `cosine` over 10 %."""
-    peak = plan.learning_rate * plan.batch_size / 128 if plan.optimizer == "sgd" else plan.learning_rate
+    peak = plan.learning_rate
     warmup = {"cosine": WARMUP_SHARE, "onecycle": 0.3, "constant": 0.0}[plan.schedule]
     if progress < warmup:
         return peak * (0.02 + 0.98 * progress / warmup)
@@ -79,8 +79,8 @@ def make_optimizer(plan: Plan, module: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     if plan.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=plan.learning_rate)
-    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
+    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=True, fused=True)
 
 
 class _State:
@@ -185,14 +185,18 @@ def fit(
                 )
     if plan.ema:
         module.load_state_dict(state.average)
-    done = max(1, state.step - first_step)
+    seconds = max(1e-9, time.monotonic() - started)
+    return _facts(state, plan, images_per_second=(state.step - first_step) * batch_size / seconds)
+
+
+def _facts(state: _State, plan: Plan, *, images_per_second: float) -> dict[str, Any]:
     return {
-        "steps": steps,
+        "steps": state.step,
         "epochs": plan.epochs,
         "curve": state.curve,
         "events": state.events,
         "threads": state.threads,
-        "images_per_second": round(done * batch_size / max(1e-9, time.monotonic() - started), 1),
+        "images_per_second": round(images_per_second, 1),
     }
 
 

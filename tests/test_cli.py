@@ -30,6 +30,9 @@ def compress(tmp_path, monkeypatch, capsys):
     return run
 
 
+SMALL = ("--teacher", "resnet_cifar:depth=8", "--student", "resnet_cifar:depth=8,channels=8,stem=8")
+
+
 def write_images(folder: Path, classes=("cat", "dog"), count: int = 6, size: int = 8) -> Path:
     rng = np.random.default_rng(0)
     for name in classes:
@@ -75,7 +78,7 @@ def test_help_names_every_command_and_imports_nothing_heavy(compress):
         (["run", "--teacher-mean", ".5"], ["teacher_mean", "teacher_std"]),
         (["run", "--set", "threads=0"], ["threads", "0"]),
         (["run", "--plugin", "nowhere.py"], ["nowhere.py"]),
-        (["bench", "x.onnx"], ["--data", "--synthetic"]),
+        (["bench", "x.onnx"], ["--data", "name the images"]),
         (["list", "metods"], ["`metods`", "`methods`"]),
     ],
 )
@@ -112,7 +115,7 @@ def test_unreadable_image_is_named_and_may_be_skipped(compress, tmp_path, conten
     (folder / "cat" / "bad.png").write_bytes(content)
     done = compress("run", "--data", str(folder))
     assert done.returncode == 5 and "bad.png" in done.stderr and "--on-bad skip" in done.stderr
-    dry = compress("run", "--data", str(folder), "--on-bad", "skip", "--dry-run", "--teacher", "resnet_cifar:depth=8")
+    dry = compress("run", "--data", str(folder), "--on-bad", "skip", "--dry-run", *SMALL)
     assert dry.returncode == 0 and "left out 1" in dry.stderr
 
 
@@ -183,7 +186,7 @@ def test_second_run_into_the_same_folder_is_refused(compress, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"\x08\x07\x12\x07pytorch:" + b"\xff" * 200])
 def test_malformed_onnx_given_to_bench_and_eval(compress, tmp_path, content):
     (tmp_path / "bad.onnx").write_bytes(content)
-    for arguments in (["bench", "bad.onnx", "--synthetic"], ["eval", "bad.onnx"]):
+    for arguments in (["bench", "bad.onnx", "--synthetic"], ["eval", "bad.onnx", "--data", "digits"]):
         done = compress(*arguments)
         assert done.returncode == 5 and "bad.onnx" in done.stderr
     done = compress("verify", str(tmp_path))
@@ -209,7 +212,7 @@ def test_plugin_brings_a_network_of_the_users_own(compress, tmp_path):
     )
     done = compress("list", "nets", "--plugin", "tiny.py")
     assert "tiny" in done.stdout and "A net of my own." in done.stdout
-    done = compress("run", "--plugin", "tiny.py", "--student", "tiny", "--kd", "kd", "--dry-run")
+    done = compress("run", "--plugin", "tiny.py", "--student", "tiny", "--dry-run", *SMALL[:2])
     assert done.returncode == 0 and "tiny" in done.stdout
     assert "unknown network" in compress("run", "--student", "tiny", "--dry-run").stderr
 

@@ -49,7 +49,7 @@ def make(spec: str) -> network.Network:
 @pytest.fixture(scope="module", params=SPECS)
 def exported(request, tmp_path_factory) -> tuple[network.Network, Path]:
     net, path = make(request.param), tmp_path_factory.mktemp("export") / "model.onnx"
-    export.export_onnx(net, path, recipe_digest="abc", name="run/stage")
+    export.export_onnx(net, path, recipe_digest="abc")
     return net, path
 
 
@@ -96,13 +96,13 @@ def test_the_contract_is_in_the_file(exported) -> None:
     assert {o.domain: o.version for o in model.opset_import}[""] == export.OPSET
     facts = {p.key: p.value for p in model.metadata_props}
     assert set(facts) == {
-        "compress.name", "compress.class_names", "compress.class_names_digest", "compress.preprocessing",
+        "compress.class_names", "compress.class_names_digest", "compress.preprocessing",
         "compress.normalisation", "compress.network", "compress.recipe_digest",
     }  # fmt: skip
     assert json.loads(facts["compress.class_names"]) == list(net.contract.class_names)
     assert json.loads(facts["compress.preprocessing"])["size"] == [16, 16]
     assert json.loads(facts["compress.normalisation"])["mean"] == [0.4, 0.5, 0.6]
-    assert facts["compress.name"] == "run/stage" and facts["compress.recipe_digest"] == "abc"
+    assert facts["compress.recipe_digest"] == "abc"
 
 
 def test_nothing_of_this_machine_is_in_the_file(exported) -> None:
@@ -126,7 +126,7 @@ def test_the_network_is_left_as_it_was_and_the_bytes_are_a_function_of_it(tmp_pa
     net = make(SPECS[0])
     before, files = network.digest(net), (tmp_path / "a.onnx", tmp_path / "b.onnx")
     for file in files:
-        export.export_onnx(net, file, recipe_digest="abc", name="run/stage")
+        export.export_onnx(net, file, recipe_digest="abc")
     assert network.digest(net) == before and not net.training
     assert files[0].read_bytes() == files[1].read_bytes()
 

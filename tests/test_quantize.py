@@ -36,7 +36,7 @@ def source(splits: Splits, tmp_path_factory) -> Path:
         train.Plan(epochs=3, batch_size=32, learning_rate=0.2), seed=0, threads=1, thread_choices=(1,),
         checkpoint=folder / "checkpoint",
     )  # fmt: skip
-    export.export_onnx(net.eval(), folder / "model.onnx", recipe_digest="abc", name="digits/distilled")
+    export.export_onnx(net.eval(), folder / "model.onnx", recipe_digest="abc")
     return folder / "model.onnx"
 
 

@@ -245,18 +245,18 @@ def aged(store: Store, name: str, size: int, hours: float) -> Path:
 
 
 def test_the_least_recently_used_go_first_and_the_recent_stay(store: Store, monkeypatch) -> None:
-    old, older, new = aged(store, "old", 400_000, 2), aged(store, "older", 400_000, 9), aged(store, "new", 400_000, 0)
+    old, older, new = aged(store, "old", 400_000, 14), aged(store, "older", 400_000, 30), aged(store, "new", 400_000, 0)
     monkeypatch.setenv("COMPRESS_STORE_GB", "0.001")
     assert store.trim() == [older] and old.exists() and new.exists()
     monkeypatch.setenv("COMPRESS_STORE_GB", "0.0001")
     assert store.trim(keep=old) == [] and old.exists()
-    assert store.trim() == [old] and new.exists(), "what was used this hour stays"
+    assert store.trim() == [old] and new.exists(), "what was used in the last twelve hours stays"
     rows = store.entries()
     assert [(r[0], r[3]) for r in rows] == [(new, True)] and rows[0][1] > 400_000
 
 
 def test_finding_a_step_counts_as_using_it(store: Store, monkeypatch) -> None:
-    first, second = aged(store, "first", 400_000, 9), aged(store, "second", 400_000, 8)
+    first, second = aged(store, "first", 400_000, 30), aged(store, "second", 400_000, 26)
     assert store.step("first", {}, write("never")).reused
     monkeypatch.setenv("COMPRESS_STORE_GB", "0.0005")
     assert store.trim() == [second] and first.exists()

@@ -39,6 +39,8 @@ def command(
 
     if data and synthetic:
         raise UsageError("--data and --synthetic exclude each other: name the images, or take random ones")
+    if not synthetic:
+        files.require_data(artifacts, data)
     if tier not in bench.TIERS:
         raise unknown("tier", tier, list(bench.TIERS))
     store = Store.default()

@@ -29,6 +29,7 @@ def command(
     from compress.store import Store
 
     catalog.load("runtimes", runtime)
+    files.require_data(artifacts, data)
     store = Store.default()
     scratch = store.root / "scratch"
     found = files.open_any(artifacts, scratch)

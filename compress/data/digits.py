@@ -15,8 +15,8 @@ from compress.data_source import Progress, Source, cached_arrays, stratified
 Config = knobs.NoKnobs
 
 # enough for images this easy
-EPOCHS = 18
-TEACHER_EPOCHS = 12
+EPOCHS = 14
+TEACHER_EPOCHS = 8
 TIER = "smoke"
 
 _VERSION = 1

@@ -64,6 +64,11 @@ def _hint_stage_loss(config: Config, student: Signals, teacher: Signals, batch: 
     return hint_loss(adapters(guided), hint)
 
 
+def scale(config: Config) -> float:
+    """The weights of stage 2 on average: T² keeps the soft term's gradient at the size of the hard one's."""
+    return max(1.0, config.ce_weight + (config.kd_weight_first + config.kd_weight_last) / 2)
+
+
 def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """½ mean (u − r(v))² of maps `[B,C,H,W]` with equal channels; the larger is pooled."""
     student_map, teacher_map = pool_to_smaller(student_map, teacher_map)
