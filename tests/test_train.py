@@ -93,10 +93,9 @@ def test_the_rate_rises_and_falls(schedule: str, warmup: float) -> None:
     assert list(at.values()) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_rate_scales_with_the_batch_for_sgd_only() -> None:
-    assert train.learning_rate_at(Plan(epochs=1, schedule="constant"), 0.5) == 0.1
-    assert train.learning_rate_at(Plan(epochs=1, schedule="constant", batch_size=32), 0) == 0.025
-    assert train.learning_rate_at(Plan(epochs=1, schedule="constant", batch_size=32, optimizer="adamw"), 0) == 0.1
+def test_the_rate_is_the_plans_whatever_the_batch() -> None:
+    for batch_size in (8, 32, 128):
+        assert train.learning_rate_at(Plan(epochs=1, schedule="constant", batch_size=batch_size), 0.5) == 0.1
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_only_matrices_and_kernels_decay(optimizer: str, splits: Splits) -> None
 
 
 def test_one_step_is_the_textbooks(splits: Splits, tmp_path: Path) -> None:
-    net, rate = make(splits.train), 0.1 * 8 / 128
+    net, rate = make(splits.train), 0.1
     weight, vector = net.body.conv1.weight, net.body.bn1.weight
     before = weight.detach().clone(), vector.detach().clone()
     gradients: list[torch.Tensor] = []
@@ -169,7 +168,7 @@ def test_one_step_is_the_textbooks(splits: Splits, tmp_path: Path) -> None:
     )
     # Nesterov's first step is (1 + momentum) times the gradient; decay acts on the kernel only
     for old, new, gradient, decay in zip(before, (weight, vector), gradients, (0.5, 0), strict=True):
-        assert torch.allclose(new, old - rate * 1.9 * (gradient + decay * old), atol=1e-7)
+        assert torch.allclose(new, old - rate * 1.9 * (gradient + decay * old), atol=1e-6)
 
 
 def test_the_average_is_what_comes_out(splits: Splits, tmp_path: Path) -> None:
