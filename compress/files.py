@@ -124,18 +124,17 @@ def require_data(paths: tuple[Path, ...], data: str) -> None:
 def data_for(paths: tuple[Path, ...], artifacts: list[Artifact], data: str, on_bad: str = "fail") -> recipe.Recipe:
     """The recipe by which the data of these artifacts is loaded, as their run loaded it.
 
-    A run folder knows its data; `data` names other data. For loose files the images take the artifact's own size.
+    A run folder knows its data; `data` names other data, whose images take the artifact's own size.
     """
     run = next((p / "recipe.toml" for p in paths if (p / "recipe.toml").is_file()), None)
     known = {} if run is None else recipe.read(run)
-    values = {
+    values: dict[str, Any] = {
         k: known[k] for k in ("data", "image_size", "select_fraction", "calibration_images", "seed") if k in known
     }
     if data:
-        values["data"] = data
-    _, height, width = artifacts[0].input_shape
-    if run is None and height == width and Path(data).expanduser().is_dir():
-        values["image_size"] = height
+        _, height, width = artifacts[0].input_shape
+        fits = height == width and Path(data).expanduser().is_dir()
+        values |= {"data": data, "image_size": height if fits else 0}
     return recipe.from_values({**values, "on_bad": on_bad})
 
 
