@@ -15,7 +15,7 @@ from compress.data_source import Progress, Source, cached_arrays, stratified
 Config = knobs.NoKnobs
 
 # enough for images this easy
-EPOCHS = 18
+EPOCHS = 22
 TEACHER_EPOCHS = 8
 TIER = "smoke"
 
