@@ -44,7 +44,8 @@ class Augmenter:
     """Makes batches from one split. The padding is an eighth of each side, at least one pixel."""
 
     def __init__(self, dataset: Dataset):
-        self.images, self.labels, self.may_flip = dataset.images, dataset.labels, dataset.may_flip
+        self.dataset, self.may_flip = dataset, dataset.may_flip
+        self.images, self.labels = dataset.images, dataset.labels
         _, self.height, self.width, self.channels = dataset.images.shape
         self.pad_height, self.pad_width = max(1, self.height // 8), max(1, self.width // 8)
 

@@ -17,6 +17,7 @@ import numpy as np
 from compress import catalog, environment
 from compress.child import ChildFailed, readable, run_child, workspace
 from compress.errors import InputRejected, Unmeasurable
+from compress.progress import Progress
 from compress.types import Artifact, Measurement
 
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
@@ -120,6 +121,8 @@ def answers(
 ) -> np.ndarray:
     """Logits float32 `[N,K]` of uint8 images `[N,H,W,C]`, each asked exactly once, of the artifact's own bytes.
 
+    Shows its progress, since it is not timed.
+
     Raises InputRejected when the file is not what it should be, Unmeasurable when the runtime gives no answer.
     """
     if len(images) == 0:
@@ -137,7 +140,8 @@ def answers(
             "logits": str(work / "logits.npy"),
         }
         try:
-            run_child(spec, work, timeout_s or START_ALLOWANCE_S + 0.5 * len(images), plugins)
+            with Progress(f"{artifact.stage} in {runtime}", len(images), "images") as bar:
+                run_child(spec, work, timeout_s or START_ALLOWANCE_S + 0.5 * len(images), plugins, bar.to)
         except ChildFailed as failure:
             text = readable(failure, str(copy), artifact.path)
             if failure.stage == "load" and failure.kind not in NOT_THE_FILE:

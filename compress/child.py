@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 WORKER = Path(__file__).with_name("worker.py")
 # What a child may know of this environment: nothing that holds credentials.
+LOOK_EVERY_MS = 500
 PASSED_ON = frozenset("PATH HOME LANG LC_ALL LD_LIBRARY_PATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES CUDA_PATH".split())
 
 
@@ -37,12 +39,22 @@ def workspace(scratch: Path) -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-def run_child(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    """The result of one worker process. Whatever it started is gone on return. Raises ChildFailed."""
+def run_child(
+    spec: dict[str, Any],
+    work: Path,
+    timeout_s: float,
+    plugins: tuple[Path, ...],
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """The result of one worker process. Whatever it started is gone on return. Raises ChildFailed.
+
+    `on_progress(done)` is called twice a second with the count that the child notes; without it nothing wakes up this
+    process before the child ends, which is what timed work wants.
+    """
     folder = Path(tempfile.mkdtemp(dir=work))
     result, log = folder / "result.json", folder / "log.txt"
     # The child's own alarm is for the case that this process is killed first.
-    full = spec | {"result": str(result), "cap_s": int(timeout_s) + 10}
+    full = spec | {"result": str(result), "progress": str(folder / "progress"), "cap_s": int(timeout_s) + 10}
     (folder / "spec.json").write_text(json.dumps(full))
     # -P: without it this package's own folder comes first on the path and its types.py hides Python's.
     command = [sys.executable, "-P", str(WORKER), str(folder / "spec.json")]
@@ -57,7 +69,7 @@ def run_child(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple
             start_new_session=True,
         )
         try:
-            finished = _wait(child, timeout_s)
+            finished = _wait(child, timeout_s, folder / "progress", on_progress)
         finally:
             _kill_group(child)
     if not finished:
@@ -65,7 +77,7 @@ def run_child(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple
     return _read_result(result, log, child.returncode)
 
 
-def _wait(child: subprocess.Popen, timeout_s: float) -> bool:
+def _wait(child: subprocess.Popen, timeout_s: float, noted: Path, on_progress: Callable[[int], None] | None) -> bool:
     """Whether the child ended in time. Sleeps in poll(2): `Popen.wait(timeout)` wakes up twenty times a second."""
     try:
         descriptor = os.pidfd_open(child.pid)
@@ -78,7 +90,15 @@ def _wait(child: subprocess.Popen, timeout_s: float) -> bool:
     try:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
-        return bool(poller.poll(timeout_s * 1000))
+        if on_progress is None:
+            return bool(poller.poll(timeout_s * 1000))
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if poller.poll(LOOK_EVERY_MS):
+                return True
+            if noted.exists():
+                on_progress(noted.stat().st_size)
+        return False
     finally:
         os.close(descriptor)
 

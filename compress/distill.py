@@ -21,7 +21,7 @@ from compress.execution import Execution
 from compress.fuse import fold_batchnorm
 from compress.network import Network
 from compress.progress import say
-from compress.types import Batch, Signals, Stage
+from compress.types import Batch, Dataset, Setting, Signals, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,36 @@ def objective_scale(methods: tuple[Entry, ...]) -> float:
     return sum(entry.module.scale(entry.config) if hasattr(entry.module, "scale") else 1.0 for entry in methods)
 
 
-def bind(methods: tuple[Entry, ...], pairs: list[tuple[taps.Tap, taps.Tap]], seed: int) -> tuple[Bound, ...]:
-    """Make each method's adapters and stages for these pairs of stages. Initial weights depend on the seed alone."""
+def setting_of(student: taps.Probe, teacher: taps.Probe | None, dataset: Dataset, batch_size: int) -> Setting:
+    """What methods may know before training. Without a teacher's probe there are no pairs."""
+    return Setting(
+        pairs=taps.pair(student, teacher) if teacher else (),
+        student_pooled=student.pooled_dim,
+        teacher_pooled=teacher.pooled_dim if teacher else 0,
+        num_classes=len(dataset.class_names),
+        labels=dataset.labels,
+        batch_size=min(batch_size, len(dataset.labels)),
+    )
+
+
+def bind(methods: tuple[Entry, ...], setting: Setting, seed: int) -> tuple[Bound, ...]:
+    """Make each method's adapters and stages for this setting. Initial weights depend on the seed alone.
+
+    Raises UsageError where a method is undefined in this setting.
+    """
     bound = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for entry in methods:
+            if hasattr(entry.module, "check"):
+                entry.module.check(entry.config, setting)
             make_adapters = getattr(entry.module, "adapters", None)
             make_stages = getattr(entry.module, "stages", None)
             bound.append(
                 Bound(
                     entry=entry,
-                    adapters=make_adapters(entry.config, pairs) if make_adapters else None,
-                    stages=make_stages(entry.config, pairs) if make_stages else (),
+                    adapters=make_adapters(entry.config, setting) if make_adapters else None,
+                    stages=make_stages(entry.config, setting) if make_stages else (),
                 )
             )
     return tuple(bound)
@@ -85,7 +102,7 @@ class _Networks:
     module: nn.ModuleDict  # all that is trained: the student and the adapters
 
 
-Objective = Callable[[Signals, Signals | None, Batch], Tensor]
+Objective = Callable[[Signals | None, Signals | None, Batch], Tensor]
 
 
 def distill(
@@ -107,8 +124,8 @@ def distill(
     input_shape = student.contract.input_shape
     student_probe = taps.probe(student, input_shape)
     teacher_probe = taps.probe(teacher, input_shape) if teacher is not None else None
-    pairs = taps.pair(student_probe, teacher_probe) if teacher_probe else []
-    bound = bind(methods, pairs, training.seed)
+    setting = setting_of(student_probe, teacher_probe, augmenter.dataset, training.plan.batch_size)
+    bound = bind(methods, setting, training.seed)
     training.student_execution.prepare(student.to(training.device))
     adapters = nn.ModuleDict({str(i): b.adapters for i, b in enumerate(bound) if b.adapters is not None})
     networks = _Networks(
@@ -125,18 +142,19 @@ def distill(
     for number, (b, stage) in enumerate(staged):
         # two methods may name their stages alike, and each has a checkpoint of its own
         label = stage.name if number == 0 else f"{stage.name}-{number + 1}"
-        say(f"  {label}: {taps.describe_pairs(list(stage.pairs))}")
+        say(f"  {label}: {taps.describe_pairs(stage.pairs)}")
         objective = partial(_stage_loss, b, stage)
         phases[label] = _phase(networks, training, augmenter, objective, replace(stage, name=label))
-    wants_maps = any("maps" in b.entry.module.NEEDS for b in bound)
+    needs = {need for b in bound for need in b.entry.module.NEEDS}
     share = 1.0 - sum(stage.share for _, stage in staged)
     common = Stage(
         name="",
         share=share,
         loss=_sum_of_losses,
-        pairs=tuple(pairs) if wants_maps else (),
+        pairs=setting.pairs if "maps" in needs else (),
         logits=True,
-        pooled=any("pooled" in b.entry.module.NEEDS for b in bound),
+        pooled="pooled" in needs,
+        inputs="inputs" in needs,
     )
     # AdamW does not feel the size of an objective
     size = objective_scale(methods) if training.plan.optimizer == "sgd" else 1.0
@@ -145,14 +163,14 @@ def distill(
         networks, replace(training, plan=gentler), augmenter, partial(_sum_of_losses, bound), common
     )
     student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return {"phases": phases, "pairing": taps.describe_pairs(pairs)}
+    return {"phases": phases, "pairing": taps.describe_pairs(setting.pairs)}
 
 
-def _stage_loss(b: Bound, stage: Stage, student: Signals, teacher: Signals | None, batch: Batch) -> Tensor:
+def _stage_loss(b: Bound, stage: Stage, student: Signals | None, teacher: Signals | None, batch: Batch) -> Tensor:
     return stage.loss(b.entry.config, student, teacher, batch, b.adapters)
 
 
-def _sum_of_losses(bound: tuple[Bound, ...], student: Signals, teacher: Signals | None, batch: Batch) -> Tensor:
+def _sum_of_losses(bound: tuple[Bound, ...], student: Signals | None, teacher: Signals | None, batch: Batch) -> Tensor:
     return torch.stack([b.entry.module.loss(b.entry.config, student, teacher, batch, b.adapters) for b in bound]).sum()
 
 
@@ -160,32 +178,17 @@ def _phase(
     networks: _Networks, training: Training, augmenter: Augmenter, objective: Objective, stage: Stage
 ) -> dict[str, Any]:
     """One call of the training loop, with both networks tapped where the stage wants it."""
-    tapped = [
-        taps.Tapped(
-            networks.student,
-            networks.student_probe,
-            [s for s, _ in stage.pairs],
-            training.student_execution,
-            logits=stage.logits,
-            pooled=stage.pooled,
-        )
-    ]
+    wants = {"logits": stage.logits, "pooled": stage.pooled, "inputs": stage.inputs}
+    student = teacher = None
+    if stage.student:
+        places = [s for s, _ in stage.pairs]
+        student = taps.Tapped(networks.student, networks.student_probe, places, training.student_execution, **wants)
     if networks.teacher is not None and networks.teacher_probe and training.teacher_execution:
-        teacher_taps = [t for _, t in stage.pairs]
-        tapped.append(
-            taps.Tapped(
-                networks.teacher,
-                networks.teacher_probe,
-                teacher_taps,
-                training.teacher_execution,
-                logits=stage.logits,
-                pooled=stage.pooled,
-            )
-        )
+        places = [t for _, t in stage.pairs]
+        teacher = taps.Tapped(networks.teacher, networks.teacher_probe, places, training.teacher_execution, **wants)
 
     def loss_of(batch: Batch) -> Tensor:
-        student, *teacher = (tap(batch.inputs) for tap in tapped)
-        return objective(student, teacher[0] if teacher else None, batch)
+        return objective(student and student(batch.inputs), teacher and teacher(batch.inputs), batch)
 
     try:
         return train.fit(
@@ -201,8 +204,9 @@ def _phase(
             device=training.device,
         )
     finally:
-        for tap in tapped:
-            tap.close()
+        for tapped in (student, teacher):
+            if tapped is not None:
+                tapped.close()
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -104,7 +104,10 @@ def _try_networks(job: Job) -> None:
         steps.build(job, entry.spec, mean, std, job.recipe.seed) for entry in (job.teacher, job.student)
     )
     shape = job.splits.train.input_shape
-    distill.bind(job.methods, taps.pair(taps.probe(student, shape), taps.probe(teacher, shape)), job.recipe.seed)
+    setting = distill.setting_of(
+        taps.probe(student, shape), taps.probe(teacher, shape), job.splits.train, job.recipe.batch_size
+    )
+    distill.bind(job.methods, setting, job.recipe.seed)
     if job.pruner:
         prune.prune(student, job.pruner, job.recipe.prune, plugins=job.plugins)
 

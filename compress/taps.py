@@ -120,16 +120,16 @@ def _common_depth(a: str, b: str) -> int:
     return depth
 
 
-def pair(student: Probe, teacher: Probe) -> list[tuple[Tap, Tap]]:
+def pair(student: Probe, teacher: Probe) -> tuple[tuple[Tap, Tap], ...]:
     """(student tap, teacher tap) of equal stride, shallow to deep; without any, the deepest of each."""
     theirs = teacher.by_stride()
-    pairs = [(tap, theirs[stride]) for stride, tap in student.by_stride().items() if stride in theirs]
+    pairs = tuple((tap, theirs[stride]) for stride, tap in student.by_stride().items() if stride in theirs)
     if not pairs and student.stages and teacher.stages:
-        pairs = [(student.stages[-1], teacher.stages[-1])]
+        pairs = ((student.stages[-1], teacher.stages[-1]),)
     return pairs
 
 
-def describe_pairs(pairs: list[tuple[Tap, Tap]]) -> str:
+def describe_pairs(pairs: tuple[tuple[Tap, Tap], ...]) -> str:
     """One line that shows the pairing: a silent wrong pairing is the worst failure."""
     return "; ".join(
         f"stride {s.stride}: student {s.path} {'×'.join(map(str, s.shape))} ↔ "
@@ -146,14 +146,15 @@ class Tapped:
     """A network read at the wanted stages: `tapped(inputs) → Signals`, all in float32.
 
     `taps` are the stages to deliver as `maps` (keyed by their own stride); with `logits=False` the pass stops at the
-    deepest of them. `execution` is how to run it (layout, precision). Signals of a frozen network carry no graph.
+    deepest of them. `execution` is how to run it (layout, precision). Signals of a frozen network carry no graph,
+    unless `inputs` asks for the images as a leaf: then the logits can be differentiated by them.
     """
 
     def __init__(
         self, network: nn.Module, probed: Probe, taps: Iterable[Tap], execution: Execution,
-        *, logits: bool = True, pooled: bool = False,
+        *, logits: bool = True, pooled: bool = False, inputs: bool = False,
     ):  # fmt: skip
-        self.network, self.execution, self.logits = network, execution, logits
+        self.network, self.execution, self.logits, self.inputs = network, execution, logits, inputs
         self._maps: dict[int, tuple[Tensor, int]] = {}
         self._pooled: Tensor | None = None
         self._handles = []
@@ -182,7 +183,9 @@ class Tapped:
     def __call__(self, inputs: Tensor) -> Signals:
         self._maps.clear()
         self._pooled = logits = None
-        with self.execution.context(inputs.device.type):
+        if self.inputs:
+            inputs = inputs.detach().requires_grad_()
+        with self.execution.context(inputs.device.type), torch.set_grad_enabled(self._wants_graph()):
             try:
                 logits = self.network(self.execution.arrange(inputs))
             except _Enough:
@@ -196,7 +199,11 @@ class Tapped:
             logits=None if logits is None else logits.float(),
             pooled=None if self._pooled is None else self._pooled.float(),
             maps={stride: value.float() for stride, (value, _) in self._maps.items()},
+            inputs=inputs if self.inputs else None,
         )
+
+    def _wants_graph(self) -> bool:
+        return self.inputs or (torch.is_grad_enabled() and not self.execution.frozen)
 
     def close(self) -> None:
         """Remove the hooks: they must not reach an export or a copy."""

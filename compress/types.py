@@ -61,11 +61,31 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """What a tapped network delivers: `logits` `[B,K]`, `pooled` `[B,D]` or None, `maps` stride → `[B,C,H,W]`."""
+    """What a tapped network delivers: `logits` `[B,K]`, `pooled` `[B,D]` or None, `maps` stride → `[B,C,H,W]`.
+
+    The maps of student and teacher come in the order of their pairs, shallow to deep. `inputs` is None, or the images
+    `[B,C,H,W]` as a leaf that `logits` can be differentiated by.
+    """
 
     logits: Any
     pooled: Any = None
     maps: dict[int, Any] = field(default_factory=dict)
+    inputs: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a method knows before training: of the two networks (their paired stages, the widths of their pooled
+    embeddings, 0 where there is none) and of the data (the labels int64 `[N]` of the train split, −1 where there is
+    none).
+    """
+
+    pairs: tuple[tuple[Any, Any], ...]
+    student_pooled: int
+    teacher_pooled: int
+    num_classes: int
+    labels: np.ndarray
+    batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +93,8 @@ class Stage:
     """A phase of a method that comes before the common one, with a loss of its own.
 
     `loss(config, student, teacher, batch, adapters) → scalar` reads the maps of `pairs` (student tap, teacher tap).
-    Both networks run only as deep as these, unless `logits`. `share` is its part of the epochs.
+    Both networks run only as deep as these, unless `logits`; without `student` it does not run at all, and its signals
+    are None. `share` is its part of the epochs.
     """
 
     name: str
@@ -82,6 +103,8 @@ class Stage:
     pairs: tuple[tuple[Any, Any], ...]
     logits: bool = False
     pooled: bool = False
+    inputs: bool = False
+    student: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

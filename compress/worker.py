@@ -7,7 +7,8 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 SPEC.json: `mode` (`probe`, `latency`, `answers`, `inspect`), `adapter` (path of the adapter file), `result` (where the
 JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images` (.npy, uint8
 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write).
-Optional limits: `cap_s` (wall clock), `memory_bytes` (address space).
+Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
+`memory_bytes` (address space).
 
 A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
 """
@@ -162,7 +163,8 @@ def answers(spec: dict[str, Any]) -> dict[str, Any]:
     adapter, session = start(spec, facts)
     fixed = facts["effective"].get("fixed_batch", 0)
     step, parts = fixed or spec["batch"], []
-    with stage("answers", facts):
+    # a byte for each image answered: a size can be read at any moment, a number might be half written
+    with stage("answers", facts), open(spec.get("progress", os.devnull), "ab", buffering=0) as progress:
         for begin in range(0, len(images), step):
             chunk = images[begin : begin + step]
             padding = fixed - len(chunk) if fixed else 0
@@ -173,6 +175,7 @@ def answers(spec: dict[str, Any]) -> dict[str, Any]:
                     f"the output of {len(asked)} images has shape {logits.shape}, expected [images, classes]"
                 )
             parts.append(logits[: len(chunk)])
+            progress.write(b"." * len(chunk))
         save(Path(spec["logits"]), np.concatenate(parts))
     return facts
 

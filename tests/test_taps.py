@@ -43,8 +43,8 @@ def test_nets_without_a_common_stride_meet_at_their_deepest() -> None:
     a, b = probed("resnet20", 32), probed("resnet20", 32)
     shallow = taps.Probe(stages=a.stages[:1], classifier="", pooled_dim=0)
     deep = taps.Probe(stages=b.stages[1:], classifier="", pooled_dim=0)
-    assert taps.pair(shallow, deep) == [(a.stages[0], b.stages[-1])]
-    assert taps.pair(taps.Probe(stages=(), classifier="", pooled_dim=0), deep) == []
+    assert taps.pair(shallow, deep) == ((a.stages[0], b.stages[-1]),)
+    assert taps.pair(taps.Probe(stages=(), classifier="", pooled_dim=0), deep) == ()
 
 
 @pytest.mark.parametrize("size", [8, 32, 64])
@@ -242,3 +242,20 @@ def test_the_folded_teacher_gives_the_teachers_answers(tmp_path: Path) -> None:
         expected = teacher(images)
     # the same bound that folding itself promises
     assert (frozen - expected).abs().max() <= fuse.TOLERANCE * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_logits_can_be_differentiated_by_the_inputs_where_asked(frozen: bool) -> None:
+    net = make("resnet20", (3, 8, 8)).requires_grad_(not frozen)
+    execution = Execution(channels_last=False, frozen=frozen)
+    images = torch.rand(2, 3, 8, 8)
+    signals = taps.Tapped(net, taps.probe(net, (3, 8, 8)), [], execution, inputs=True)(images)
+    (gradient,) = torch.autograd.grad(signals.logits.sum(), signals.inputs, create_graph=not frozen)
+    assert gradient.shape == images.shape and gradient.abs().sum() > 0
+    assert all(p.grad is None for p in net.parameters())
+    if not frozen:
+        gradient.square().sum().backward()
+        assert sum(p.grad.abs().sum() for p in net.parameters() if p.grad is not None) > 0
+    plain = taps.Tapped(net, taps.probe(net, (3, 8, 8)), [], execution)(images)
+    assert plain.inputs is None and plain.logits.requires_grad == (not frozen)
+    assert torch.equal(plain.logits.detach(), signals.logits.detach())

@@ -19,7 +19,7 @@ from compress.config import knob
 from compress.errors import UsageError
 from compress.losses import hard_label_loss, pool_to_smaller, soft_label_loss
 from compress.taps import Tap
-from compress.types import Batch, Signals, Stage
+from compress.types import Batch, Setting, Signals, Stage
 
 NEEDS = ("teacher",)
 
@@ -34,7 +34,7 @@ class Config:
     stride: int = knob(0, "stride of the hint and guided layers; 0: the middle pair", low=0, high=1024)
 
 
-def guided_pair(config: Config, pairs: list[tuple[Tap, Tap]]) -> tuple[Tap, Tap]:
+def guided_pair(config: Config, pairs: tuple[tuple[Tap, Tap], ...]) -> tuple[Tap, Tap]:
     """The (guided, hint) layers: the pair at `stride`, or the middle one, of two the deeper."""
     if config.stride:
         for student, teacher in pairs:
@@ -47,16 +47,17 @@ def guided_pair(config: Config, pairs: list[tuple[Tap, Tap]]) -> tuple[Tap, Tap]
     return pairs[len(pairs) // 2]
 
 
-def adapters(config: Config, pairs: list[tuple[Tap, Tap]]) -> nn.Module:
+def adapters(config: Config, setting: Setting) -> nn.Module:
     """The regressor r: student channels → teacher channels."""
-    student, teacher = guided_pair(config, pairs)
+    student, teacher = guided_pair(config, setting.pairs)
     return nn.Sequential(nn.Conv2d(student.shape[0], teacher.shape[0], 1, bias=False), nn.BatchNorm2d(teacher.shape[0]))
 
 
-def stages(config: Config, pairs: list[tuple[Tap, Tap]]) -> tuple[Stage, ...]:
+def stages(config: Config, setting: Setting) -> tuple[Stage, ...]:
     if config.hint_share == 0:
         return ()
-    return (Stage(name="hint", share=config.hint_share, loss=_hint_stage_loss, pairs=(guided_pair(config, pairs),)),)
+    pair = guided_pair(config, setting.pairs)
+    return (Stage(name="hint", share=config.hint_share, loss=_hint_stage_loss, pairs=(pair,)),)
 
 
 def _hint_stage_loss(config: Config, student: Signals, teacher: Signals, batch: Batch, adapters: nn.Module) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from compress.config import knob
+from compress.progress import counter
 
 PRECISION = "int8"
 
@@ -29,11 +30,14 @@ class _Reader:
     """Feeds calibration images one small batch at a time, so that memory does not grow with their number."""
 
     def __init__(self, images: np.ndarray, batch_size: int = 16):
-        self.batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        self.images, self.batch_size, self.done = images, batch_size, 0
+        self.show = counter("calibrating", "images")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        chunk = next(self.batches, None)
-        if chunk is None:
+        self.show(self.done, len(self.images))
+        chunk = self.images[self.done : self.done + self.batch_size]
+        self.done += len(chunk)
+        if len(chunk) == 0:
             return None
         return {"input": np.ascontiguousarray(chunk.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)}
 
