@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.config import knob
 from compress.errors import UsageError
-from compress.losses import hard_label_loss, pool_to_smaller, soft_label_loss
+from compress.losses import hard_label_loss, pool_to_smaller, soft_label_loss, soft_logits
 from compress.taps import Tap
 from compress.types import Batch, Setting, Signals, Stage
 
@@ -30,7 +30,7 @@ class Config:
     ce_weight: float = knob(1.0, "weight of the hard-label cross-entropy in stage 2", low=0, high=1e6)
     kd_weight_first: float = knob(4.0, "weight of the soft-label term at the start of stage 2", low=0, high=1e6)
     kd_weight_last: float = knob(1.0, "weight of the soft-label term at the end of stage 2", low=0, high=1e6)
-    hint_share: float = knob(0.2, "share of the epochs spent on the hint stage", low=0.0, high=0.9)
+    hint_share: float = knob(0.1, "share of the epochs spent on the hint stage", low=0.0, high=0.9)
     stride: int = knob(0, "stride of the hint and guided layers; 0: the middle pair", low=0, high=1024)
 
 
@@ -80,5 +80,5 @@ def loss(config: Config, student: Signals, teacher: Signals, batch: Batch, adapt
     first, last = config.kd_weight_first, config.kd_weight_last
     kd_weight = first + (last - first) * batch.progress
     hard = hard_label_loss(student.logits, batch.labels)
-    soft = soft_label_loss(student.logits, teacher.logits, config.temperature)
+    soft = soft_label_loss(student.logits, soft_logits(teacher, config.temperature), config.temperature)
     return config.ce_weight * hard + kd_weight * soft
