@@ -27,6 +27,10 @@ def prune(network: Network, pruner: Entry, ratio: float, round_to: int = 8, plug
     """
     pruned = copy.deepcopy(network).cpu().eval()
     probed = taps.probe(pruned, network.contract.input_shape)
+    if not probed.classifier and not probed.stages:
+        raise CompressError(
+            f"`{network.contract.spec.partition(':')[0]}` has no channels to prune", hint="leave --prune away"
+        )
     dense_shapes, dense_macs = net.shapes(pruned), net.count_macs(pruned)
     example = torch.rand(2, *network.contract.input_shape, generator=torch.Generator().manual_seed(0))
     refused = CompressError(

@@ -10,7 +10,9 @@ from compress.nets import mobilenet, shufflenet
 TORCHVISION = ["torchvision:resnet18", "torchvision:mobilenet_v3_small"]
 NAMES = [n for n in catalog.names("nets") if n != "torchvision"] + TORCHVISION
 # one spec of each module: variants differ by knobs only
-FAMILIES = ["resnet_cifar:depth=8", "resnet8x4", "mobilenet", "shufflenet", *TORCHVISION]
+WITH_MAPS = ["resnet_cifar:depth=8", "resnet8x4", "mobilenet", "shufflenet", *TORCHVISION]
+WITH_MAPS += ["lenet", "nin:width=0.25", "vgg8:width=0.25"]
+FAMILIES = [*WITH_MAPS, "mlp", "soft_tree"]
 
 
 def make(spec: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, seed: int = 0) -> network.Network:
@@ -56,7 +58,7 @@ def test_nets_fit_grey_and_colour_images_of_every_size(spec: str, channels: int)
         assert not unused, unused
 
 
-@pytest.mark.parametrize("spec", FAMILIES)
+@pytest.mark.parametrize("spec", WITH_MAPS)
 def test_stages_are_found_from_large_to_small(spec: str) -> None:
     for size in sizes_for(spec):
         net = make(spec, (3, size, size))
@@ -74,7 +76,8 @@ def test_parameter_counts_are_the_published_ones(spec, classes, shape, count) ->
 
 
 def test_every_module_pins_a_count() -> None:
-    assert {p[0].partition(":")[0] for p in pinned()} >= {"mobilenet", "shufflenet", "resnet20", "torchvision"}
+    families = {"mobilenet", "shufflenet", "resnet20", "torchvision", "lenet", "mlp", "nin", "vgg8", "soft_tree"}
+    assert {p[0].partition(":")[0] for p in pinned()} >= families
 
 
 # 40.8 and 125.5 MMAC are the published costs; they differ by below 1 % in what is counted beside convolutions
@@ -103,7 +106,7 @@ def test_weights_are_a_function_of_the_seed(spec: str) -> None:
     again = make(spec, shape).state_dict()
     other = make(spec, shape, seed=1).state_dict()
     assert all(torch.equal(first[k], again[k]) for k in first)
-    kernels = [k for k, v in first.items() if v.dim() == 4]
+    kernels = [k for k, v in first.items() if k.endswith("weight") and v.dim() > 1]
     assert kernels and not any(torch.equal(first[k], other[k]) for k in kernels)
 
 
