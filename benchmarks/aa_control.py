@@ -5,7 +5,6 @@ differences up, and no speed-up measured with it means anything.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import record
 
 from compress import bench, files, measuring, plan, recipe, stats
-from compress.errors import CompressError, Unmeasurable, unknown
+from compress.errors import Unmeasurable, unknown
 from compress.progress import say
 from compress.store import Store
 from compress.types import Artifact, Measurement
@@ -86,8 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CompressError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    record.run(main)

@@ -4,18 +4,29 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from compress import environment
+from compress.errors import CompressError
 from compress.store import write_json
 
 RECORDS = Path(__file__).parent / "records"
 CLAIM_HOLDS, CLAIM_FAILS = 0, 3
 LOAD_AT_START = environment.load_average()
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """End this process with what `main` returns; an error for people ends it with its message and exit code."""
+    try:
+        sys.exit(main())
+    except CompressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def write(path: Path, facts: dict[str, Any]) -> None:

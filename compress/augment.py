@@ -1,37 +1,21 @@
 """Batches with augmentation on whole arrays: a crop after padding by reflection, and a flip where the data allows it.
 
 The pixels of a view are a function of (view, sample index) alone, never of the seed, so that a teacher's answer for
-them can be kept; the seed chooses which view of a sample is seen when. View 0 is the image as it is.
+them can be kept; `sampling.py` says which view of a sample is seen when. View 0 is the image as it is.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 
 from compress import randomness
+from compress.sampling import padding
 from compress.types import Batch, Dataset
 
-VIEW_COUNT = 2**31  # as good as endless; smaller where a teacher's answers are kept
+VERSION = 1  # raise it when the same view would have other pixels
 
 _DOWN, _RIGHT, _FLIP = (randomness.derive("augment", name) for name in ("down", "right", "flip"))
-
-
-def views(seed: int, epoch: int, index: np.ndarray, *, count: int = VIEW_COUNT) -> np.ndarray:
-    """The view, uint64 in 1..count, of each sample `index` in this epoch. The seed acts here and in `epoch_order` only.
-
-    With a small `count` the views of a sample come round again, which is what a cache of teacher answers wants.
-    """
-    stream = randomness.derive("views", seed)
-    return (randomness.integers(stream, count, epoch, index) + 1).astype(np.uint64)
-
-
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the samples in this epoch: a permutation, int64 `[n]`."""
-    return randomness.permutation(randomness.derive("order", seed, epoch), n)
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Full batches in an epoch; the incomplete last one is dropped, unless it is the only one."""
-    return max(1, n // batch_size)
 
 
 def _reflected(position: np.ndarray, length: int) -> np.ndarray:
@@ -41,13 +25,21 @@ def _reflected(position: np.ndarray, length: int) -> np.ndarray:
 
 
 class Augmenter:
-    """Makes batches from one split. The padding is an eighth of each side, at least one pixel."""
+    """Makes batches from one split."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.may_flip = dataset, dataset.may_flip
         self.images, self.labels = dataset.images, dataset.labels
         _, self.height, self.width, self.channels = dataset.images.shape
-        self.pad_height, self.pad_width = max(1, self.height // 8), max(1, self.width // 8)
+        self.pad_height, self.pad_width = padding(dataset)
+
+    def describe(self) -> dict[str, Any]:
+        """What a view's pixels depend on beside the image."""
+        return {
+            "version": VERSION,
+            "padding": [self.pad_height, self.pad_width],
+            "flip": self.may_flip,
+        }
 
     def batch(self, index: np.ndarray, view: np.ndarray, progress: float = 0.0) -> Batch:
         """The views `view` of the samples `index` (both `[B]`): inputs float32 `[B,C,H,W]`, stored channels last."""

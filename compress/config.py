@@ -13,10 +13,12 @@ from compress.errors import UsageError, unknown
 
 
 def knob(
-    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, choices: tuple[str, ...] = ()
-) -> Any:
-    """A dataclass field with its sentence, inclusive bounds and allowed values."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, choices: tuple[str, ...] = (),
+    separator: str = ",",
+) -> Any:  # fmt: skip
+    """A dataclass field with its sentence, inclusive bounds, allowed values, and what parts a list given as text."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "separator": separator}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ def build(config_class: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def typed(config_class: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values` (texts or TOML values) in the types of the knobs; tuples take a list or a comma-separated text.
+    """`values` (texts or TOML values) in the types of the knobs; tuples take a list, or a text parted by the
+    knob's separator.
 
     Raises UsageError for an unknown knob (nearest offered), a wrong type or a value out of bounds; `where` is named.
     """
@@ -85,7 +88,8 @@ def typed(config_class: type, values: Mapping[str, Any], where: str) -> dict[str
             raise unknown("knob", name, list(fields), where=where)
         place = f"`{name}` in {where}"
         if hints[name] == tuple[str, ...]:
-            items = value if isinstance(value, list | tuple) else [v for v in str(value).split(",") if v]
+            text = str(value).split(fields[name].metadata["separator"])
+            items = value if isinstance(value, list | tuple) else [part for part in text if part]
             built[name] = tuple(convert(str, item, place) for item in items)
         else:
             built[name] = convert(hints[name], value, place)

@@ -3,7 +3,6 @@
 Each method's own stages come first (FitNet's hint), then the common phase in which the methods' losses add up.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +17,9 @@ from compress.augment import Augmenter
 from compress.catalog import Entry
 from compress.errors import UsageError
 from compress.execution import Execution
-from compress.fuse import fold_batchnorm
 from compress.network import Network
 from compress.progress import say
+from compress.teacher import Teacher
 from compress.types import Batch, Dataset, Setting, Signals, Stage
 
 
@@ -63,8 +62,7 @@ def bind(methods: tuple[Entry, ...], setting: Setting, seed: int) -> tuple[Bound
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for entry in methods:
-            if hasattr(entry.module, "check"):
-                entry.module.check(entry.config, setting)
+            check(entry, setting)
             make_adapters = getattr(entry.module, "adapters", None)
             make_stages = getattr(entry.module, "stages", None)
             bound.append(
@@ -77,6 +75,21 @@ def bind(methods: tuple[Entry, ...], setting: Setting, seed: int) -> tuple[Bound
     return tuple(bound)
 
 
+def check(entry: Entry, setting: Setting) -> None:
+    """Raises UsageError where the networks do not give what a method reads, or it is undefined in this setting."""
+    needs, hint = entry.module.NEEDS, "take --kd kd, or other networks"
+    if "maps" in needs and not setting.pairs:
+        raise UsageError(f"`{entry.name}` needs two networks with maps to pair; one of these has none", hint=hint)
+    if "pooled" in needs and not (setting.student_pooled and setting.teacher_pooled):
+        raise UsageError(
+            f"`{entry.name}` reads the input of the last linear layer; one of these networks has none", hint=hint
+        )
+    if "inputs" in needs and not (setting.pairs or setting.teacher_pooled):
+        raise UsageError(f"`{entry.name}` differentiates the teacher, and this one only answers", hint=hint)
+    if hasattr(entry.module, "check"):
+        entry.module.check(entry.config, setting)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How to train: what every phase of a distillation has in common. Checkpoints go to `folder`."""
@@ -85,7 +98,6 @@ class Training:
     name: str
     seed: int
     student_execution: Execution
-    teacher_execution: Execution | None
     thread_choices: tuple[int, ...]
     folder: Path
     device: str = "cpu"
@@ -93,12 +105,11 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class _Networks:
-    """The two networks as a phase runs them, with what their probes showed."""
+    """The two networks as a phase runs them."""
 
     student: Network
     student_probe: taps.Probe
-    teacher: nn.Module | None
-    teacher_probe: taps.Probe | None
+    teacher: Teacher | None
     module: nn.ModuleDict  # all that is trained: the student and the adapters
 
 
@@ -107,7 +118,7 @@ Objective = Callable[[Signals | None, Signals | None, Batch], Tensor]
 
 def distill(
     student: Network,
-    teacher: Network | None,
+    teacher: Teacher | None,
     methods: tuple[Entry, ...],
     augmenter: Augmenter,
     training: Training,
@@ -116,27 +127,26 @@ def distill(
 ) -> dict[str, Any]:
     """Train `student` in place. Returns facts: each phase's, and the pairing of the stages of the two networks.
 
-    `with_stages=False` leaves the methods' own stages out, as recovery after pruning does. Who saves the student
-    calls `drop_checkpoints` then.
+    `with_stages=False` leaves the methods' own stages out, as recovery after pruning does, but for those that only make
+    what the common phase needs (a paraphraser). Who saves the student calls `drop_checkpoints` then.
     """
     if needs_teacher(methods) and teacher is None:
         raise UsageError("these methods need a teacher", hint="name one with --teacher")
     input_shape = student.contract.input_shape
     student_probe = taps.probe(student, input_shape)
-    teacher_probe = taps.probe(teacher, input_shape) if teacher is not None else None
+    teacher_probe = teacher.probe if teacher is not None else None
     setting = setting_of(student_probe, teacher_probe, augmenter.dataset, training.plan.batch_size)
     bound = bind(methods, setting, training.seed)
     training.student_execution.prepare(student.to(training.device))
-    adapters = nn.ModuleDict({str(i): b.adapters for i, b in enumerate(bound) if b.adapters is not None})
+    adapters = adapters_of(bound)
     networks = _Networks(
         student=student,
         student_probe=student_probe,
-        teacher=_frozen(teacher, training) if teacher is not None else None,
-        teacher_probe=teacher_probe,
+        teacher=teacher,
         module=nn.ModuleDict({"student": student, "adapters": adapters.to(training.device)}),
     )
     phases: dict[str, Any] = {}
-    staged = [(b, stage) for b in bound for stage in b.stages] if with_stages else []
+    staged = [(b, stage) for b in bound for stage in b.stages if with_stages or not stage.student]
     if sum(stage.share for _, stage in staged) >= 1:
         raise UsageError("the methods' own stages take all epochs: lower their shares (`hint_share`)")
     for number, (b, stage) in enumerate(staged):
@@ -145,78 +155,109 @@ def distill(
         say(f"  {label}: {taps.describe_pairs(stage.pairs)}")
         objective = partial(_stage_loss, b, stage)
         phases[label] = _phase(networks, training, augmenter, objective, replace(stage, name=label))
-    needs = {need for b in bound for need in b.entry.module.NEEDS}
     share = 1.0 - sum(stage.share for _, stage in staged)
-    common = Stage(
+    common = replace(common_phase(bound, setting.pairs), share=share)
+    # AdamW does not feel the size of an objective
+    size = objective_scale(methods) if training.plan.optimizer == "sgd" else 1.0
+    gentler = replace(training.plan, learning_rate=training.plan.learning_rate / size)
+    phases["main"] = _phase(networks, replace(training, plan=gentler), augmenter, partial(sum_of_losses, bound), common)
+    student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    facts = teacher.facts() if teacher is not None else {}
+    return {"phases": phases, **facts, "pairing": taps.describe_pairs(setting.pairs)}
+
+
+def adapters_of(bound: tuple[Bound, ...]) -> nn.ModuleDict:
+    """The adapters of all methods that have some."""
+    return nn.ModuleDict({str(i): b.adapters for i, b in enumerate(bound) if b.adapters is not None})
+
+
+def common_phase(bound: tuple[Bound, ...], pairs: tuple[tuple[taps.Tap, taps.Tap], ...]) -> Stage:
+    """The phase in which the methods' losses add up: it reads what any of them needs."""
+    needs = {need for b in bound for need in b.entry.module.NEEDS}
+    return Stage(
         name="",
-        share=share,
-        loss=_sum_of_losses,
-        pairs=setting.pairs if "maps" in needs else (),
+        share=1.0,
+        loss=sum_of_losses,
+        pairs=pairs if "maps" in needs else (),
         logits=True,
         pooled="pooled" in needs,
         inputs="inputs" in needs,
     )
-    # AdamW does not feel the size of an objective
-    size = objective_scale(methods) if training.plan.optimizer == "sgd" else 1.0
-    gentler = replace(training.plan, learning_rate=training.plan.learning_rate / size)
-    phases["main"] = _phase(
-        networks, replace(training, plan=gentler), augmenter, partial(_sum_of_losses, bound), common
+
+
+def fit(
+    training: Training, phase: str, module: nn.Module, loss_of: Callable[[Batch], Tensor], augmenter: Augmenter,
+    plan: train.Plan,
+) -> dict[str, Any]:  # fmt: skip
+    """One call of the training loop, with the checkpoint of this phase."""
+    return train.fit(
+        f"{training.name} ({phase})" if phase else training.name,
+        module,
+        loss_of,
+        augmenter,
+        plan,
+        seed=training.seed,
+        threads=training.student_execution.threads,
+        thread_choices=training.thread_choices,
+        checkpoint=training.folder / f"checkpoint-{phase or 'main'}.safetensors",
+        device=training.device,
     )
-    student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return {"phases": phases, "pairing": taps.describe_pairs(setting.pairs)}
 
 
 def _stage_loss(b: Bound, stage: Stage, student: Signals | None, teacher: Signals | None, batch: Batch) -> Tensor:
     return stage.loss(b.entry.config, student, teacher, batch, b.adapters)
 
 
-def _sum_of_losses(bound: tuple[Bound, ...], student: Signals | None, teacher: Signals | None, batch: Batch) -> Tensor:
-    return torch.stack([b.entry.module.loss(b.entry.config, student, teacher, batch, b.adapters) for b in bound]).sum()
+def sum_of_losses(bound: tuple[Bound, ...], student: Signals | None, teacher: Signals | None, batch: Batch) -> Tensor:
+    """The objective of the common phase."""
+    terms = []
+    for b in bound:
+        # a teacher that is differentiated carries a graph, through which only those methods may pass that ask for it
+        theirs = teacher if teacher is None or "inputs" in b.entry.module.NEEDS else _without_graph(teacher)
+        terms.append(b.entry.module.loss(b.entry.config, student, theirs, batch, b.adapters))
+    return torch.stack(terms).sum()
+
+
+def _without_graph(signals: Signals) -> Signals:
+    if signals.inputs is None:
+        return signals
+    return replace(
+        signals,
+        logits=signals.logits.detach(),
+        pooled=None if signals.pooled is None else signals.pooled.detach(),
+        maps={stride: value.detach() for stride, value in signals.maps.items()},
+    )
 
 
 def _phase(
     networks: _Networks, training: Training, augmenter: Augmenter, objective: Objective, stage: Stage
 ) -> dict[str, Any]:
     """One call of the training loop, with both networks tapped where the stage wants it."""
-    wants = {"logits": stage.logits, "pooled": stage.pooled, "inputs": stage.inputs}
     student = teacher = None
     if stage.student:
-        places = [s for s, _ in stage.pairs]
-        student = taps.Tapped(networks.student, networks.student_probe, places, training.student_execution, **wants)
-    if networks.teacher is not None and networks.teacher_probe and training.teacher_execution:
-        places = [t for _, t in stage.pairs]
-        teacher = taps.Tapped(networks.teacher, networks.teacher_probe, places, training.teacher_execution, **wants)
+        student = taps.Tapped(
+            networks.student, networks.student_probe, [ours for ours, _ in stage.pairs], training.student_execution,
+            logits=stage.logits, pooled=stage.pooled, inputs=stage.inputs,
+        )  # fmt: skip
+    if networks.teacher is not None:
+        teacher = networks.teacher.open(stage)
+
+    penalty = getattr(networks.student.body, "penalty", None) if stage.student and stage.logits else None
 
     def loss_of(batch: Batch) -> Tensor:
-        return objective(student and student(batch.inputs), teacher and teacher(batch.inputs), batch)
+        total = objective(student and student(batch.inputs), teacher and teacher(batch), batch)
+        return total + penalty() if penalty else total
 
     try:
-        return train.fit(
-            f"{training.name} ({stage.name})" if stage.name else training.name,
-            networks.module,
-            loss_of,
-            augmenter,
-            replace(training.plan, epochs=training.plan.epochs * stage.share),
-            seed=training.seed,
-            threads=training.student_execution.threads,
-            thread_choices=training.thread_choices,
-            checkpoint=training.folder / f"checkpoint-{stage.name or 'main'}.safetensors",
-            device=training.device,
-        )
+        plan = replace(training.plan, epochs=training.plan.epochs * stage.share)
+        return fit(training, stage.name, networks.module, loss_of, augmenter, plan)
     finally:
-        for tapped in (student, teacher):
-            if tapped is not None:
-                tapped.close()
+        for reader in (student, teacher):
+            if reader is not None:
+                reader.close()
 
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove the phases' checkpoints, once the student that they led to is saved."""
     for leftover in folder.glob("checkpoint-*.safetensors"):
         leftover.unlink()
-
-
-def _frozen(teacher: Network, training: Training) -> nn.Module:
-    """The teacher as it answers during training: folded, in its own precision and layout, beyond any optimizer."""
-    execution = training.teacher_execution or training.student_execution
-    network = execution.prepare(fold_batchnorm(copy.deepcopy(teacher)).to(training.device))
-    return network.eval().requires_grad_(False)

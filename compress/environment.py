@@ -50,6 +50,12 @@ def capture() -> Environment:
     )
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Those of the packages that are installed: ONNX Runtime has two distributions, of which one is there."""
+    have = package_versions()
+    return {name: have[name] for name in packages if name in have}
+
+
 def fingerprint(environment: Environment) -> str:
     """Twelve hex digits over what decides speed and int8 answers: CPU, instruction sets, cores, runtime versions."""
     versions = {k: v for k, v in environment.packages.items() if k in ("torch", "onnxruntime", "onnxruntime-gpu")}

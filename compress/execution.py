@@ -5,10 +5,11 @@ so a short probe on the real batch decides, says so, and its answer is remembere
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from compress.fuse import fold_batchnorm
 
 # bfloat16, and fewer threads, must win by this much: they change the arithmetic, and noise must not choose them
 MARGIN = 1.1
+HOPELESS = 1.5  # times the best: beyond what noise explains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,8 @@ def choose(
         seconds = {c: s for c, s in seconds.items() if c.precision == "float32"}
     best = min(seconds, key=lambda c: seconds[c] * (MARGIN if c.precision == "bfloat16" else 1))
     by_threads = {
-        Execution(**{**asdict(best), "threads": n}): _timed_run(
-            network, inputs, Execution(**{**asdict(best), "threads": n})
-        )
-        for n in sorted(set(threads), reverse=True)
+        fewer: runs.get(fewer) or _timed_run(network, inputs, fewer)
+        for fewer in (replace(best, threads=n) for n in sorted(set(threads), reverse=True))
     }
     seconds_by_threads = _interleaved(by_threads) if len(by_threads) > 1 else {best: seconds[best]}
     chosen = min(seconds_by_threads, key=lambda c: seconds_by_threads[c] * (MARGIN if c.threads < max(threads) else 1))
@@ -112,11 +112,30 @@ def _timed_run(network: nn.Module, inputs: Tensor, execution: Execution) -> Call
 
 
 def _interleaved(runs: dict[Execution, Callable[[], float]], rounds: int = 3) -> dict[Execution, float]:
-    """The least seconds of each run over a few interleaved rounds, after one warm-up each."""
+    """The least seconds of each run over a few interleaved rounds, after one warm-up each.
+
+    What is clearly slower than the best after a round is not timed again.
+    """
     for run in runs.values():
         run()
-    samples = [{c: run() for c, run in runs.items()} for _ in range(rounds)]
-    return {c: min(s[c] for s in samples) for c in runs}
+    least: dict[Execution, float] = {}
+    for _ in range(rounds):
+        best = min(least.values(), default=math.inf)
+        for execution, run in runs.items():
+            if least.get(execution, 0.0) <= HOPELESS * best:
+                least[execution] = min(least.get(execution, math.inf), run())
+    return least
+
+
+def least_seconds(run: Callable[[], Any], rounds: int = 3) -> float:
+    """The least wall time of a few calls, after one warm-up."""
+    run()
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _same_answers(network: nn.Module, inputs: Tensor, candidates: list[Execution]) -> bool:

@@ -63,6 +63,24 @@ def export_onnx(network: Network, path: Path, *, recipe_digest: str) -> None:
     write_atomic(path, model.SerializeToString())
 
 
+def prepend_normalisation(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Rewrite the ONNX file so that it takes images in [0,1] where it took (x − mean) / std."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(path)
+    graph = model.graph
+    taken = graph.input[0]
+    inner, shape = f"{taken.name}.normalised", (1, len(mean), 1, 1)
+    for node in graph.node:
+        node.input[:] = [inner if name == taken.name else name for name in node.input]
+    for name, values in (("mean", mean), ("std", std)):
+        graph.initializer.append(helper.make_tensor(f"compress.{name}", TensorProto.FLOAT, shape, values))
+    graph.node.insert(0, helper.make_node("Div", [f"{inner}.centred", "compress.std"], [inner]))
+    graph.node.insert(0, helper.make_node("Sub", [taken.name, "compress.mean"], [f"{inner}.centred"]))
+    write_atomic(path, model.SerializeToString())
+
+
 def _drop_local_paths(model: Any) -> None:
     """The exporter notes stack traces with this machine's paths in every node: they must not ship."""
     for node in model.graph.node:

@@ -88,7 +88,7 @@ def _artifact_facts(link: "Link", files: dict[str, str]) -> dict[str, Any]:
     artifact = link.artifact
     return {
         "stage": artifact.stage,
-        "role": "teacher" if artifact.stage == "teacher" else "student",
+        "role": "teacher" if artifact.stage.startswith("teacher") else "student",
         "file": files.get(artifact.stage, "") if link.kept else "",
         "format": artifact.format,
         "precision": artifact.precision,

@@ -174,19 +174,26 @@ def read_golden(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputRejected(f"cannot read the golden samples {path}: {error}") from error
 
 
-def accuracy_row(artifact: Artifact, runtime: str, dataset: Dataset, scratch: Path, base: np.ndarray | None) -> tuple:
-    """(facts row, logits) of an artifact's bytes on a split; classes must agree by name where both have names."""
+def refuse_other_classes(artifact: Artifact, path: Path, dataset: Dataset) -> None:
+    """Raises InputRejected, naming `path`, unless the artifact knows the classes of the data: by name where both have
+    names, else by number.
+    """
     named = not all(name.isdigit() for name in artifact.class_names)
     if artifact.class_names and named and artifact.class_names != dataset.class_names:
         raise InputRejected(
-            f"{artifact.path} was made for the classes {', '.join(artifact.class_names[:8])}; the data has "
+            f"{path} was made for the classes {', '.join(artifact.class_names[:8])}; the data has "
             f"{', '.join(dataset.class_names[:8])}",
             hint="name the data set that it was made for",
         )
     if artifact.class_names and len(artifact.class_names) != len(dataset.class_names):
         raise InputRejected(
-            f"{artifact.path} knows {len(artifact.class_names)} classes, the data has {len(dataset.class_names)}"
+            f"{path} knows {len(artifact.class_names)} classes, the data has {len(dataset.class_names)}"
         )
+
+
+def accuracy_row(artifact: Artifact, runtime: str, dataset: Dataset, scratch: Path, base: np.ndarray | None) -> tuple:
+    """(facts row, logits) of an artifact's bytes on a split; classes must agree by name where both have names."""
+    refuse_other_classes(artifact, artifact.path, dataset)
     threads = environment.allowed_threads()
     logits = bench.answers(artifact, runtime, dataset.images, threads=threads, scratch=scratch)
     counts = evaluate.counts(logits, dataset.labels, logits if base is None else base)

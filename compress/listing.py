@@ -6,6 +6,7 @@
 import os
 import stat
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def read(root: Path) -> Listing:
     files = _by_use(root, found, class_names)
     key = [(use, f.path, f.stamp, f.problem) for use, rows in sorted(files.items()) for f in rows]
     return Listing(class_names=class_names, files=files, digest=short_digest(str(root.resolve()), key))
+
+
+def below(root: Path) -> list[File]:
+    """Every file below `root`, whatever the folders, sorted by path; the label is −1.
+
+    Raises InputRejected for a missing folder and for one without files.
+    """
+    files = list(_below(root))
+    if not files:
+        raise InputRejected(f"the folder {shown(root)} holds no images", hint="name a folder of images")
+    return files
+
+
+def _below(folder: Path | str) -> Iterator[File]:
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _below(entry.path)
+        else:
+            yield _file(entry, -1)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors_bytes
 from safetensors.torch import save as save_safetensors_bytes
@@ -25,7 +26,9 @@ from compress.store import read_json, write_atomic, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What a network was built for: everything but its weights. `widths` holds the shapes that pruning changed."""
+    """What a network was built for: everything but its weights. `widths` holds the shapes that pruning changed; `size`
+    is the side in pixels that images are resized to inside, 0 for none.
+    """
 
     spec: str
     class_names: tuple[str, ...]
@@ -33,10 +36,11 @@ class Contract:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     widths: dict[str, list[int]]
+    size: int = 0
 
 
 class Network(nn.Module):
-    """`body((x − mean) / std)`: float32 `[B,C,H,W]` in [0,1] → logits `[B,K]`."""
+    """`body((x − mean) / std)`: float32 `[B,C,H,W]` in [0,1] → logits `[B,K]`, x resized first where it must be."""
 
     def __init__(self, body: nn.Module, contract: Contract):
         super().__init__()
@@ -49,6 +53,8 @@ class Network(nn.Module):
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.contract.size:
+            images = F.interpolate(images, (self.contract.size, self.contract.size), mode="bilinear", antialias=True)
         normalised = images * self.scale + self.shift
         return self.body(normalised.to(next(self.body.parameters()).dtype))
 
@@ -61,15 +67,17 @@ def build(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
+    size: int = 0,
     plugins: tuple[Path, ...] = (),
 ) -> Network:
     """A fresh network. Its initial weights are a function of `seed` and the spec alone."""
     entry = catalog.load("nets", spec, plugins)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.derive("weights", seed, entry.spec))
-        body = entry.module.build(entry.config, len(class_names), input_shape)
+        inner_shape = (input_shape[0], size, size) if size else input_shape
+        body = entry.module.build(entry.config, len(class_names), inner_shape)
     contract = Contract(
-        spec=entry.spec, class_names=class_names, input_shape=input_shape, mean=mean, std=std, widths={}
+        spec=entry.spec, class_names=class_names, input_shape=input_shape, mean=mean, std=std, widths={}, size=size
     )
     return Network(body, contract)
 

@@ -11,10 +11,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress import distill, evaluate, facts, measuring, plan, prune, publish, steps, taps
+from compress import (
+    artifact_steps,
+    bias,
+    distill,
+    estimate,
+    evaluate,
+    facts,
+    measuring,
+    mutual,
+    plan,
+    prune,
+    publish,
+    schedules,
+    taps,
+    training_steps,
+)
 from compress.catalog import load as load_entry
 from compress.errors import CompressError, Unmeasurable
-from compress.network import Network
 from compress.plan import Job
 from compress.progress import duration, say
 from compress.recipe import Recipe
@@ -78,46 +92,86 @@ def make_chain(job: Job, store: Store) -> Iterator[Link]:
     """Teacher, student, pruned and quantized artifacts, in order; what costs too much is marked as not kept."""
     _try_networks(job)
     say("teacher")
-    made = steps.teacher_step(job, store)
-    teacher = _exported(job, store, "teacher", made, parent="", what=job.teacher.label)
-    yield teacher
-    network = steps.trained(job, made)
-    say("student")
-    student = steps.build(job, job.student.spec, job.splits.train.mean, job.splits.train.std, job.recipe.seed)
-    training = steps.plan_for(job, job.recipe.epochs, job.recipe.learning_rate)
-    distilled = steps.train_step(job, store, "distilled", student, network, made.key, job.methods, training)
-    what = f"{job.student.label} by {' + '.join(m.label for m in job.methods)}, {job.recipe.epochs} epochs"
-    link = _exported(job, store, "distilled", distilled, parent="teacher", what=what, baseline=teacher)
-    yield link
+    teachers = [_teacher(job, store, number) for number in range(len(job.teachers))]
+    yield from teachers
+    made = tuple(link.step for link in teachers)
+    link = None
+    for trained in _students(job, store, teachers[0], made):
+        yield trained
+        link = trained if trained.kept else link
+    assert link
     if job.pruner:
-        pruned = _pruned(job, store, link, network, made.key)
+        pruned = _pruned(job, store, link, made)
         yield pruned
         link = pruned if pruned.kept else link
+    if job.recipe.transfer_lacks:
+        assert link.network
+        step, parent = training_steps.corrected_step(job, store, link.network), link.artifact.stage
+        what = f"the bias of {', '.join(job.recipe.transfer_lacks)} raised by {step.facts['shift']:.2f}"
+        link = _exported(job, store, "corrected", step, parent=parent, what=what, baseline=link)
+        yield link
     if job.quantizer:
         yield _quantized(job, store, link)
 
 
+def _students(job: Job, store: Store, teacher: Link, made: tuple[Step, ...]) -> Iterator[Link]:
+    """What the schedule trains. Of the generations the best on `select` is kept, the earlier one of equals."""
+    candidates: list[tuple[int, Link]] = []
+    for one in schedules.students(job, store, made):
+        link = _exported(job, store, one.stage, one.step, parent=one.parent, what=one.what, baseline=teacher)
+        assert link.select
+        if not one.candidate:
+            yield link
+            continue
+        best_yet = max((correct for correct, _ in candidates), default=-1)
+        candidates.append((link.select["correct"], link))
+        if job.recipe.refine and link.select["correct"] <= best_yet:
+            say(f"  {one.stage} is no better on select: the refinery ends")
+            break
+    _, best = max(candidates, key=lambda pair: pair[0])
+    for _, link in candidates:
+        reason = "" if link is best else f"{best.artifact.stage} is at least as good on select"
+        yield replace(link, kept=link is best, reason=reason)
+
+
 def _try_networks(job: Job) -> None:
     """Build, pair and prune untrained twins first: what cannot work must say so before the training, not after."""
-    mean, std = job.splits.train.mean, job.splits.train.std
-    teacher, student = (
-        steps.build(job, entry.spec, mean, std, job.recipe.seed) for entry in (job.teacher, job.student)
-    )
-    shape = job.splits.train.input_shape
-    setting = distill.setting_of(
-        taps.probe(student, shape), taps.probe(teacher, shape), job.splits.train, job.recipe.batch_size
-    )
-    distill.bind(job.methods, setting, job.recipe.seed)
+    train_split, seed, probes = job.splits.train, job.recipe.seed, []
+    for plan_ in job.teachers:
+        if plan_.entry:
+            twin = training_steps.build(job, plan_.entry.spec, plan_.mean, plan_.std, seed, size=plan_.size)
+            probes.append(taps.probe(twin, train_split.input_shape))
+    above = probes[0] if len(probes) == len(job.teachers) == 1 else None
+    for entry in (*job.assistants, *job.peers, job.student):
+        student = training_steps.build(job, entry.spec, train_split.mean, train_split.std, seed)
+        probed = taps.probe(student, train_split.input_shape)
+        bound = distill.bind(job.methods, distill.setting_of(probed, above, job.transfer, job.recipe.batch_size), seed)
+        if job.peers and entry not in job.assistants:
+            mutual.refuse_stages(bound)
+        above = probed if entry in job.assistants else above
+    if job.recipe.transfer_lacks:
+        bias.layer_of(student)
     if job.pruner:
         prune.prune(student, job.pruner, job.recipe.prune, plugins=job.plugins)
+
+
+def _teacher(job: Job, store: Store, number: int) -> Link:
+    """A teacher's link; an ONNX file is its own artifact."""
+    stage, label = estimate.stage_name(number), job.teachers[number].label
+    step = training_steps.teacher_step(job, store, number)
+    if job.teachers[number].entry:
+        return _exported(job, store, stage, step, parent="", what=label)
+    artifact = artifact_steps.onnx_artifact(job, stage, step.folder / "model.onnx", "float32", step.facts)
+    link = Link(artifact=artifact, parent="", what=f"ONNX file {Path(label).name}", step=step, facts=step.facts)
+    return _judged(job, store, link, None, gate=False)
 
 
 def _exported(
     job: Job, store: Store, stage: str, network: Step, *, parent: str, what: str, baseline: Link | None = None,
     gate: bool = False,
 ) -> Link:  # fmt: skip
-    step = steps.export_step(job, store, stage, network)
-    artifact = steps.onnx_artifact(job, stage, step.folder / "model.onnx", "float32", step.facts)
+    step = artifact_steps.export_step(job, store, stage, network)
+    artifact = artifact_steps.onnx_artifact(job, stage, step.folder / "model.onnx", "float32", step.facts)
     say(
         f"  {stage}: {artifact.parameters:,} parameters, {artifact.macs / 1e6:.1f} MMAC, "
         f"{artifact.size_bytes / 1e6:.2f} MB"
@@ -132,8 +186,8 @@ def _exported(
 def _judged(job: Job, store: Store, link: Link, baseline: Link | None, *, gate: bool) -> Link:
     """The link with its counts on `select` and, behind a gate, the decision whether the chain goes on from it."""
     select = job.splits.select
-    logits = steps.answers_step(job, store, link.artifact, "ort_cpu", select)
-    base = steps.answers_step(job, store, baseline.artifact, "ort_cpu", select) if baseline else None
+    logits = artifact_steps.answers_step(job, store, link.artifact, "ort_cpu", select)
+    base = artifact_steps.answers_step(job, store, baseline.artifact, "ort_cpu", select) if baseline else None
     counts = evaluate.counts(logits, select.labels, base)
     say(f"  {link.artifact.stage}: top-1 on select {counts['correct'] / counts['n']:.2%} ({counts['n']} images)")
     if not gate or baseline is None:
@@ -146,13 +200,14 @@ def _judged(job: Job, store: Store, link: Link, baseline: Link | None, *, gate: 
     return replace(link, select=counts, kept=kept, reason=reason)
 
 
-def _pruned(job: Job, store: Store, parent: Link, teacher: Network, teacher_key: str) -> Link:
+def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) -> Link:
     assert job.pruner and parent.network
     say("prune")
-    cut = steps.prune_step(job, store, parent.network)
-    recovery = steps.plan_for(job, job.recipe.recover_epochs, job.recipe.learning_rate * steps.RECOVERY_LEARNING_RATE)
-    recovered = steps.train_step(
-        job, store, "pruned", steps.trained(job, cut), teacher, teacher_key, job.methods, recovery,
+    cut = training_steps.prune_step(job, store, parent.network)
+    rate = job.recipe.learning_rate * training_steps.RECOVERY_LEARNING_RATE
+    recovery = training_steps.plan_for(job, job.recipe.recover_epochs, rate, views=job.recipe.views)
+    recovered = training_steps.train_step(
+        job, store, "pruned", training_steps.trained(job, cut), teachers, job.methods, recovery,
         with_stages=False, start=cut.key,
     )  # fmt: skip
     what = (
@@ -164,9 +219,9 @@ def _pruned(job: Job, store: Store, parent: Link, teacher: Network, teacher_key:
 def _quantized(job: Job, store: Store, parent: Link) -> Link:
     assert job.quantizer
     say("quantize")
-    step = steps.quantize_step(job, store, parent.artifact)
+    step = artifact_steps.quantize_step(job, store, parent.artifact)
     precision = job.quantizer.module.PRECISION
-    artifact = steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
+    artifact = artifact_steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
     say(f"  {artifact.stage}: {artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
     what = f"{job.quantizer.label}, calibrated on {step.facts['calibration_images']} train images"
     link = Link(artifact=artifact, parent=parent.artifact.stage, what=what, step=step, facts=step.facts)
@@ -192,8 +247,8 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         try:
             if (artifact.stage, runtime) in failures:
                 raise Unmeasurable(failures[artifact.stage, runtime])
-            logits = steps.answers_step(job, store, artifact, runtime, job.splits.report)
-            base = steps.answers_step(job, store, pairs_teacher(pairs, runtime), runtime, job.splits.report)
+            logits = artifact_steps.answers_step(job, store, artifact, runtime, job.splits.report)
+            base = artifact_steps.answers_step(job, store, pairs_teacher(pairs, runtime), runtime, job.splits.report)
             row |= evaluate.counts(logits, job.splits.report.labels, base)
             row["teacher_only"] = row.pop("baseline_only")
         except CompressError as error:
@@ -201,7 +256,8 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         accuracy.append(row)
     report_split = job.splits.report
     golden = {
-        link.artifact.stage: steps.answers_step(job, store, link.artifact, "ort_cpu", report_split) for link in links
+        link.artifact.stage: artifact_steps.answers_step(job, store, link.artifact, "ort_cpu", report_split)
+        for link in links
     }
     return {
         "run": {"seed": job.recipe.seed, "tier": job.recipe.tier, "max_drop_points": job.recipe.max_drop},
@@ -222,9 +278,10 @@ def _by_format(job: Job, links: list[Link]) -> dict[str, list[Artifact]]:
     network too, for what deployment alone gains.
     """
     teacher = links[0]
-    assert teacher.network
-    network = steps.torch_artifact(job, "teacher", teacher.network, vars(teacher.artifact))
-    return {"onnx": [link.artifact for link in links], "torch": [network]}
+    networks = []
+    if teacher.network:
+        networks = [artifact_steps.torch_artifact(job, "teacher", teacher.network, vars(teacher.artifact))]
+    return {"onnx": [link.artifact for link in links], "torch": networks}
 
 
 def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None = None) -> str:
@@ -245,7 +302,7 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
         return "\n".join([*lines, "everything is there already: nothing would be computed"])
     there = _already_there(job, store)
     total = 0.0
-    for stage, seconds in steps.estimate_seconds(job, store).items():
+    for stage, seconds in estimate.seconds_of(job, store).items():
         total += 0.0 if stage in there else seconds
         lines.append(f"{stage:10} {'in the store' if stage in there else 'about ' + duration(seconds)}")
     return "\n".join([*lines, f"in all about {duration(total)} on this machine"])
@@ -266,9 +323,9 @@ def export_teacher(recipe: Recipe, path: Path, *, plugins: tuple[Path, ...] = ()
     """The recipe's teacher as an ONNX file at `path`, with golden samples beside it. Returns the parity facts."""
     store = Store.default()
     job = plan.make(recipe, plan.load_data(recipe, store, plugins), plugins)
-    step = steps.teacher_step(job, store)
-    exported = steps.export_step(job, store, "teacher", step)
-    artifact = steps.onnx_artifact(job, "teacher", exported.folder / "model.onnx", "float32", exported.facts)
-    logits = steps.answers_step(job, store, artifact, "ort_cpu", job.splits.report)
+    step = training_steps.teacher_step(job, store, 0)
+    exported = artifact_steps.export_step(job, store, "teacher", step)
+    artifact = artifact_steps.onnx_artifact(job, "teacher", exported.folder / "model.onnx", "float32", exported.facts)
+    logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", job.splits.report)
     publish.write_artifact(path, artifact, job.splits.report, logits)
     return exported.facts["parity"]

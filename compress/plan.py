@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import catalog, dataset, progress
+from compress import answers, catalog, dataset, progress, sampling, teacher_plan, transfer
 from compress.catalog import Entry
-from compress.errors import InputRejected, UsageError, unknown
-from compress.recipe import Recipe, parse_channels
-from compress.store import Store
-from compress.types import Splits
+from compress.errors import UsageError, unknown
+from compress.recipe import Recipe
+from compress.store import Store, file_digest, limit_bytes
+from compress.teacher_plan import TeacherPlan
+from compress.types import Dataset, Splits
 
 # a run without --epochs sees about this many images, so that two cores finish within the hour
-IMAGES_SEEN = 900_000
+IMAGES_SEEN = 1_350_000
+MOST_VIEWS = 16  # of an image, where the teacher's answers are kept: half of a run of 30 epochs finds them
+_TOGETHER = {
+    "probabilities": "the mean of their probabilities",
+    "logits": "the mean of their logits",
+    "random": "one of them at random each step",
+}
 MOST_EPOCHS, LEAST_EPOCHS = 30, 5
 LARGE_TRAIN_SPLIT = 10_000
-# the teacher that is trained on the spot: wide for tiny images, lighter as they grow
-TEACHERS_BY_SIZE = ((16, "resnet20x4"), (64, "resnet20"), (10_000, "torchvision:resnet18"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +34,24 @@ class Job:
 
     recipe: Recipe
     splits: Splits
-    teacher: Entry
+    teachers: tuple[TeacherPlan, ...]
     student: Entry
+    assistants: tuple[Entry, ...]
+    peers: tuple[Entry, ...]
     methods: tuple[Entry, ...]
     pruner: Entry | None
     quantizer: Entry | None
     plugins: tuple[Path, ...]
     device: str
+
+    @property
+    def transfer(self) -> Dataset:
+        """What students learn from."""
+        return self.splits.transfer or self.splits.train
+
+
+def plugins_digest(job: Job) -> list[str]:
+    return [file_digest(path) for path in job.plugins]
 
 
 def load_data(recipe: Recipe, store: Store, plugins: tuple[Path, ...] = ()) -> Splits:
@@ -51,12 +67,19 @@ def load_data(recipe: Recipe, store: Store, plugins: tuple[Path, ...] = ()) -> S
     )
     if source.skipped:
         progress.say(f"left out {len(source.skipped)} unreadable files; the report lists them")
-    return dataset.prepare(
+    splits = dataset.prepare(
         source,
         seed=recipe.seed,
         select_fraction=recipe.select_fraction,
         calibration_images=recipe.calibration_images,
     )
+    if not (recipe.unlabelled or recipe.transfer_lacks):
+        return splits
+    more = None
+    if recipe.unlabelled:
+        show = progress.counter("decoding", "images")
+        more = transfer.read_unlabelled(Path(recipe.unlabelled).expanduser(), splits.train, store.cache, show)
+    return dataclasses.replace(splits, transfer=transfer.transfer_set(splits.train, recipe.transfer_lacks, more))
 
 
 def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
@@ -80,15 +103,9 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
 
 def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     """Resolve every name and automatic value. Raises UsageError naming the key."""
-    images = len(splits.train.labels)
-    _, height, _ = splits.train.input_shape
-    teacher_spec = recipe.teacher
-    if teacher_spec == "auto":
-        if recipe.teacher_checkpoint:
-            raise UsageError(
-                "--teacher-checkpoint needs --teacher: which network is it?", hint="for example --teacher resnet56"
-            )
-        teacher_spec = next(name for limit, name in TEACHERS_BY_SIZE if height <= limit)
+    learnt_from = splits.transfer or splits.train
+    images = len(learnt_from.labels)
+    teachers = teacher_plan.resolve(recipe, splits.train, plugins)
     overrides = {"width": recipe.width} if recipe.width else {}
     student = catalog.load("nets", recipe.student, plugins, overrides)
     if recipe.width and not hasattr(student.config, "width"):
@@ -96,8 +113,10 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
             f"--width: `{student.name}` has no width multiplier",
             hint="leave --width away, or --width 0 over a recipe's",
         )
-    teacher = catalog.load("nets", teacher_spec, plugins)
     methods = tuple(catalog.load("methods", spec, plugins) for spec in recipe.kd)
+    assistants, peers = (
+        tuple(catalog.load("nets", spec, plugins) for spec in specs) for specs in (recipe.assistant, recipe.peer)
+    )
     pruner = catalog.load("pruners", recipe.pruner, plugins) if recipe.prune else None
     quantizer = catalog.load("quantizers", recipe.quantize, plugins) if recipe.quantize else None
     for name in recipe.runtimes:
@@ -108,24 +127,28 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     teacher_epochs = recipe.teacher_epochs or getattr(data.module, "TEACHER_EPOCHS", automatic)
     resolved = dataclasses.replace(
         recipe,
-        teacher=teacher.spec,
+        teacher=tuple(teacher.spec for teacher in teachers),
         student=student.spec,
         width=0.0,  # the student's spec holds it now
         kd=tuple(m.spec for m in methods),
+        assistant=tuple(entry.spec for entry in assistants),
+        peer=tuple(entry.spec for entry in peers),
         pruner=pruner.spec if pruner else recipe.pruner,
         quantize=quantizer.spec if quantizer else "",
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),
         batch_size=min(images, recipe.batch_size or (128 if images >= LARGE_TRAIN_SPLIT else 32)),
+        views=recipe.views or _views(recipe, learnt_from, epochs),
         tier=getattr(data.module, "TIER", "quick") if recipe.tier == "auto" else recipe.tier,
     )
-    _check_teacher_statistics(resolved, splits)
     return Job(
         recipe=resolved,
         splits=splits,
-        teacher=teacher,
+        teachers=teachers,
         student=student,
+        assistants=assistants,
+        peers=peers,
         methods=methods,
         pruner=pruner,
         quantizer=quantizer,
@@ -134,21 +157,14 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     )
 
 
-def _check_teacher_statistics(recipe: Recipe, splits: Splits) -> None:
-    channels = splits.train.input_shape[0]
-    for key in ("teacher_mean", "teacher_std"):
-        values = parse_channels(getattr(recipe, key), key)
-        if values and len(values) != channels:
-            raise UsageError(f"`{key}` has {len(values)} values, the images have {channels} channels")
-    if recipe.teacher_checkpoint and not Path(recipe.teacher_checkpoint).is_file():
-        raise InputRejected(f"checkpoint {recipe.teacher_checkpoint} does not exist or is not a file")
-
-
-def teacher_statistics(job: Job) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of the teacher: as given, else those of the train split."""
-    mean = parse_channels(job.recipe.teacher_mean, "teacher_mean")
-    std = parse_channels(job.recipe.teacher_std, "teacher_std")
-    return mean or job.splits.train.mean, std or job.splits.train.std
+def _views(recipe: Recipe, train: Dataset, epochs: int) -> int:
+    """Where the teacher's answers are kept one view an epoch, so that the next run sees the same ones, up to a number
+    beyond which more hardly teach; fewer where an image has fewer views that differ. Endless, with nothing kept, where
+    they would fill more than a quarter of the store.
+    """
+    views = min(epochs, MOST_VIEWS, sampling.variants(train))
+    fits = answers.bytes_needed(len(train.labels), len(train.class_names), views) < limit_bytes() / 4
+    return views if recipe.keep_answers and fits else sampling.VIEW_COUNT
 
 
 def _device(asked: str) -> str:
@@ -169,13 +185,13 @@ def describe(job: Job) -> list[str]:
     counts = ", ".join(f"{s} {len(getattr(splits, s).labels)}" for s in ("train", "select", "calibrate", "report"))
     lines = [
         f"data     {splits.train.name}: {len(splits.train.class_names)} classes, {channels}×{height}×{width}; {counts}",
-        f"teacher  {job.teacher.label}: "
-        + (
-            f"weights from {recipe.teacher_checkpoint}"
-            if recipe.teacher_checkpoint
-            else f"{recipe.teacher_epochs} epochs"
-        ),
-        f"student  {job.student.label}{_fitted(job)}: {recipe.epochs} epochs of {methods}",
+        *([f"transfer {_transfer(job)}"] if splits.transfer else []),
+        *(f"teacher  {_source(teacher, recipe)}" for teacher in job.teachers),
+        *([f"together {_TOGETHER[recipe.ensemble]}"] if len(job.teachers) > 1 else []),
+        *(f"assist   {entry.label}: {recipe.epochs} epochs of {methods}" for entry in job.assistants),
+        f"student  {job.student.label}{_fitted(job)}: {recipe.epochs} epochs of {methods}"
+        + "".join(f", together with {entry.label}" for entry in job.peers),
+        *([f"again    {recipe.generations} generations" + " at most" * recipe.refine] if recipe.generations else []),
     ]
     if job.pruner:
         lines.append(
@@ -188,6 +204,18 @@ def describe(job: Job) -> list[str]:
         f"seed {recipe.seed}"
     )
     return lines
+
+
+def _transfer(job: Job) -> str:
+    lacks = f", without {', '.join(job.recipe.transfer_lacks)}" if job.recipe.transfer_lacks else ""
+    return f"{len(job.transfer.labels)} images{lacks}, {int((job.transfer.labels < 0).sum())} without a label"
+
+
+def _source(teacher: TeacherPlan, recipe: Recipe) -> str:
+    if not teacher.entry:
+        return f"the ONNX file {teacher.file}: logits only"
+    made = f"weights from {teacher.file}" if teacher.file else f"{recipe.teacher_epochs} epochs"
+    return f"{teacher.label}: {made}"
 
 
 def _fitted(job: Job) -> str:

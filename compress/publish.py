@@ -90,13 +90,14 @@ def refuse_second(found: Places) -> Callable[[str], None]:
 def inputs_digest(recipe_: Recipe, splits: Splits, plugins: tuple[Path, ...]) -> str:
     """Digest of all that a run depends on, computed without torch: equal digests mean nothing to do."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
-    checkpoint = Path(recipe_.teacher_checkpoint)
+    named = [Path(text) for text in (*recipe_.teacher, *recipe_.teacher_checkpoint)]
     return digest(
         {
             "recipe": asked_digest(recipe_),
             "splits": [getattr(splits, s).digest for s in ("train", "select", "calibrate", "report")],
+            "transfer": splits.transfer.digest if splits.transfer else "",
             "plugins": [file_digest(p) for p in plugins],
-            "checkpoint": file_digest(checkpoint) if checkpoint.is_file() else "",
+            "teacher files": [file_digest(path) for path in named if path.is_file()],
             "program": [file_digest(p) for p in sources],
             "machine": environment.fingerprint(environment.capture()),
         }

@@ -26,18 +26,43 @@ class Recipe:
     on_bad: str = knob("fail", "an unreadable image: stop, or leave it out and list it", choices=("fail", "skip"))
     download: bool = knob(False, "let a data set be fetched from the network")
     select_fraction: float = knob(0.1, "part of train carved out for choices", low=0.01, high=0.5)
+    unlabelled: str = knob("", "folder of images without labels, which students learn from too, by the soft losses")
+    transfer_lacks: tuple[str, ...] = knob(
+        (), "classes that students do not see; their bias is corrected on select", separator=";"
+    )
     calibration_images: int = knob(512, "train images that int8 ranges come from", low=300, high=100_000)
 
-    teacher: str = knob("auto", "teacher network")
-    teacher_checkpoint: str = knob("", "its weights; without, it is trained on the spot")
-    teacher_mean: str = knob("", "mean of the images that the teacher was trained on, one value a channel")
-    teacher_std: str = knob("", "their standard deviation")
+    teacher: tuple[str, ...] = knob(
+        ("auto",), "teacher: a network or an ONNX file; several teach together, the first is compared with",
+        separator=";",
+    )  # fmt: skip
+    ensemble: str = knob(
+        "probabilities", "several teachers: the mean of their probabilities or logits, or one at random each step",
+        choices=("probabilities", "logits", "random"),
+    )  # fmt: skip
+    teacher_checkpoint: tuple[str, ...] = knob((), "its weights; without, it is trained on the spot", separator=";")
+    teacher_mean: tuple[str, ...] = knob(
+        (), "mean of the images that the teacher was trained on, one value a channel", separator=";"
+    )
+    teacher_std: tuple[str, ...] = knob((), "their standard deviation", separator=";")
+    teacher_size: tuple[str, ...] = knob(
+        (), "side in pixels of the images that it takes, where that is not the data's; they are resized", separator=";"
+    )
     teacher_epochs: int = knob(
         0, "epochs of a teacher trained on the spot; 0: chosen from the data", low=0, high=100_000
     )
     student: str = knob("mobilenet", "student network")
     width: float = knob(0.0, "width multiplier of the student, over its spec's; 0: its default", low=0, high=16)
-    kd: tuple[str, ...] = knob(("kd",), "distillation methods, with knobs; they add up")
+    kd: tuple[str, ...] = knob(("kd",), "distillation methods, with knobs; they add up", separator=";")
+    assistant: tuple[str, ...] = knob(
+        (), "networks between teacher and student, the largest first: each is taught by the one before", separator=";"
+    )
+    peer: tuple[str, ...] = knob((), "networks that learn together with the student and from each other", separator=";")
+    generations: int = knob(
+        0, "students that follow the first, each new and taught by the one before; the best on select is kept", low=0,
+        high=100,
+    )  # fmt: skip
+    refine: bool = knob(False, "generations only as long as they get better on select (label refinery)")
     prune: float = knob(0.0, "part of the channels to remove; 0: no pruning", low=0, high=0.95)
     pruner: str = knob("magnitude", "which channels matter")
     quantize: str = knob("", "quantizer; empty: the artifact stays float")
@@ -53,6 +78,11 @@ class Recipe:
     schedule: str = knob("cosine", "shape of the learning rate", choices=("cosine", "onecycle", "constant"))
     weight_decay: float = knob(5e-4, "weight decay of matrices and kernels", low=0, high=10)
     ema: float = knob(0.0, "decay of an average of the weights; 0: none", low=0, high=0.99999)
+    views: int = knob(
+        0, "augmented views of each image; 0: one for each epoch where the teacher's answers are kept, else endless",
+        low=0, high=2**31 - 1,
+    )  # fmt: skip
+    keep_answers: bool = knob(True, "keep the teacher's logits in the store, for later runs")
     precision: str = knob("auto", "training precision", choices=("auto", "float32", "bfloat16"))
 
     runtimes: tuple[str, ...] = knob(("ort_cpu", "ort_cuda", "torch_eager"), "runtimes to measure in")
@@ -65,19 +95,25 @@ class Recipe:
 
     def __post_init__(self) -> None:
         config.check(self, "the recipe")
-        for key in ("kd", "runtimes", "threads"):
+        for key in ("teacher", "kd", "runtimes", "threads"):
             items = getattr(self, key)
-            if not items:
+            if not items or "" in items:
                 raise UsageError(f"`{key}` in the recipe is empty: at least one is needed")
-            if key != "kd" and len(set(items)) < len(items):
+            if key in ("runtimes", "threads") and len(set(items)) < len(items):
                 raise UsageError(f"`{key}` in the recipe names something twice: {', '.join(items)}")
+        if self.refine and not self.generations:
+            raise UsageError("`refine` needs `generations`: the most that there may be")
         for number in self.threads:
             if not number.isdigit() or not 1 <= int(number) <= 1024:
                 raise UsageError(f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`")
         for key in ("teacher_mean", "teacher_std"):
-            parse_channels(getattr(self, key), key)
-        if bool(self.teacher_mean) != bool(self.teacher_std):
+            for text in getattr(self, key):
+                parse_channels(text, key)
+        if [bool(text) for text in self.teacher_mean] != [bool(text) for text in self.teacher_std]:
             raise UsageError("`teacher_mean` and `teacher_std` belong together: give both or none")
+        for text in self.teacher_size:
+            if text and not (text.isdigit() and 1 <= int(text) <= 1024):
+                raise UsageError(f"`teacher_size` in the recipe must be whole numbers from 1 to 1024, got `{text}`")
 
 
 # keys that say where things go and how they look, not what they are

@@ -133,6 +133,10 @@ class Store:
         """Where decoded images are kept."""
         return self.root / "data"
 
+    def answers(self, key_parts: dict[str, Any]) -> Path:
+        """Where a teacher's answers are kept."""
+        return self.root / "answers" / f"answers-{digest(key_parts)[:20]}"
+
     def folder(self, name: str, key: str) -> Path:
         return self.root / "steps" / f"{name}-{key[:20]}"
 
@@ -190,7 +194,7 @@ class Store:
     def entries(self) -> list[tuple[Path, int, float, bool]]:
         """(folder, bytes, time of last use, finished), most recently used first."""
         found = []
-        for folder in (*(self.root / "steps").glob("*"), *(self.root / "data").glob("*")):
+        for folder in (p for place in ("steps", "data", "answers") for p in (self.root / place).glob("*")):
             manifest = folder / "manifest.json"
             used = _time_of(manifest) or _time_of(folder)
             found.append((folder, _bytes_in(folder), used, manifest.exists() or folder.parent.name == "data"))
@@ -236,7 +240,7 @@ def _bytes_in(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            total += path.stat().st_blocks * 512 if path.is_file() else 0  # kept answers are sparse files
         except FileNotFoundError:
             continue
     return total

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from compress import augment, randomness
+from compress import augment, randomness, sampling
 from compress.errors import CompressError, InputRejected, TrainingDiverged
 from compress.progress import Progress, say
 from compress.store import write_atomic
@@ -30,6 +30,7 @@ from compress.types import Batch
 CHECKPOINT_EVERY_S = 20.0
 LOOK_AGAIN_S = 60.0
 SLOW_WINDOW_STEPS = 20  # a rate is judged over this many steps, never a single one
+FEWEST_STEPS = 3
 WARMUP_SHARE = 0.1
 
 
@@ -53,10 +54,11 @@ class Plan:
     weight_decay: float = 5e-4
     momentum: float = 0.9
     ema: float = 0.0
+    views: int = sampling.VIEW_COUNT  # augmented views of each image
 
     def steps(self, images: int) -> tuple[int, int]:
         """(all steps, steps of an epoch) for a train split of `images`."""
-        per_epoch = augment.steps_per_epoch(images, self.batch_size)
+        per_epoch = sampling.steps_per_epoch(images, self.batch_size)
         return max(1, round(self.epochs * per_epoch)), per_epoch
 
 
@@ -225,9 +227,11 @@ def _batches(augmenter: augment.Augmenter, plan: Plan, seed: int, first_step: in
     for step in range(first_step, steps):
         epoch, position = divmod(step, per_epoch)
         if epoch != order_epoch:
-            order, order_epoch = augment.epoch_order(seed, epoch, images), epoch
+            order, order_epoch = sampling.epoch_order(seed, epoch, images), epoch
         index = order[position * batch_size : (position + 1) * batch_size]
-        yield _to_device(augmenter.batch(index, augment.views(seed, epoch, index), step / steps), device)
+        yield _to_device(
+            augmenter.batch(index, sampling.views(seed, epoch, index, count=plan.views), step / steps), device
+        )
 
 
 def _to_device(batch: Batch, device: str) -> Batch:
@@ -290,9 +294,11 @@ class _RateWatch:
     def due(self) -> str:
         """Why to probe again now, or ""."""
         self.count += 1
-        if self.count < SLOW_WINDOW_STEPS:
-            return ""
         now = time.monotonic()
+        # a window that lasts twice as long as the best is judged early: slow steps would take minutes to fill it
+        crawling = self.count >= FEWEST_STEPS and now - self.started > 2 * SLOW_WINDOW_STEPS * self.best_s
+        if self.count < SLOW_WINDOW_STEPS and not crawling:
+            return ""
         seconds, self.started, self.count = (now - self.started) / self.count, now, 0
         self.slow_windows = self.slow_windows + 1 if seconds > 2 * self.best_s else 0
         self.best_s = min(self.best_s, seconds)

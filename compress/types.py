@@ -38,12 +38,13 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The four uses of data. Choices may look at `select` only; `report` is read once, at the end."""
+    """The uses of data. Choices may look at `select` only; `report` is read once, at the end."""
 
     train: Dataset
     select: Dataset
     calibrate: Dataset
     report: Dataset
+    transfer: Dataset | None = None  # what students learn from, where that is not train
     skipped: tuple[str, ...] = ()  # files left out under `on_bad = skip`, with the reason
     warnings: tuple[str, ...] = ()  # what a reader of the results should know about the data
 
@@ -63,6 +64,7 @@ class Batch:
 class Signals:
     """What a tapped network delivers: `logits` `[B,K]`, `pooled` `[B,D]` or None, `maps` stride → `[B,C,H,W]`.
 
+    `members` are the logits `[M,B,K]` of several teachers whose probabilities' mean is meant, or None.
     The maps of student and teacher come in the order of their pairs, shallow to deep. `inputs` is None, or the images
     `[B,C,H,W]` as a leaf that `logits` can be differentiated by.
     """
@@ -71,6 +73,7 @@ class Signals:
     pooled: Any = None
     maps: dict[int, Any] = field(default_factory=dict)
     inputs: Any = None
+    members: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 VOCABULARY = {"types", "config", "catalog", "errors", "stats", "environment"}
 STEPS = {"distill", "prune", "export", "evaluate", "bench"}
-CONDUCTORS = {"steps", "pipeline", "publish"}  # what may use steps, and is used by the command line only
+# what may use steps, and is used by the command line only
+CONDUCTORS = {"training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "pipeline", "publish"}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from compress import randomness
-from compress.augment import Augmenter, epoch_order, steps_per_epoch, views
+from compress.augment import Augmenter
+from compress.sampling import epoch_order, steps_per_epoch, views
 from compress.types import Dataset
 
 

@@ -13,8 +13,10 @@ from compress.types import Splits
 
 SOME = {
     "data": 'a "quoted" folder/ü',
-    "teacher_mean": ".485,.456,.406",
-    "teacher_std": ".229 .224 .225",
+    "teacher": ("resnet56", "resnet20:depth=20"),
+    "teacher_checkpoint": ("a.th", ""),
+    "teacher_mean": (".485,.456,.406",),
+    "teacher_std": (".229 .224 .225",),
     "kd": ("kd:temperature=2", "fitnet"),
     "prune": 0.1 + 0.2,
     "seed": 2**31 - 1,
@@ -47,8 +49,9 @@ def test_lists_are_not_empty_and_name_nothing_twice() -> None:
 
 
 def test_texts_of_the_command_line_give_the_same() -> None:
-    assert recipe.from_values({"prune": "0.3", "epochs": "5", "kd": "kd,fitnet", "download": "yes"}) == Recipe(
-        prune=0.3, epochs=5, kd=("kd", "fitnet"), download=True
+    texts = {"prune": "0.3", "epochs": "5", "kd": "kd:temperature=4,kd_weight=1;fitnet", "download": "yes"}
+    assert recipe.from_values(texts) == Recipe(
+        prune=0.3, epochs=5, kd=("kd:temperature=4,kd_weight=1", "fitnet"), download=True
     )
 
 
@@ -63,6 +66,9 @@ def test_texts_of_the_command_line_give_the_same() -> None:
         ({"threads": "1,two"}, ("`threads`", "got `two`")),
         ({"teacher_mean": "1,2"}, ("`teacher_mean`", "1 or 3")),
         ({"teacher_mean": ".5"}, ("belong together",)),
+        ({"teacher_size": "big"}, ("`teacher_size`", "1 to 1024")),
+        ({"teacher": ""}, ("`teacher`", "empty")),
+        ({"ensemble": "mean"}, ("`ensemble`", "probabilities, logits, random")),
         ({"teacher_mean": ".5", "teacher_std": "0"}, ("`teacher_std`", "positive")),
         ({"teacher_mean": ".5,x,.5", "teacher_std": "1"}, ("`teacher_mean`", "number")),
         ({"_target_": "os.system"}, ("unknown knob `_target_`",)),
@@ -115,7 +121,9 @@ def make(splits: Splits, **values) -> plan.Job:
 def test_automatic_values_are_chosen_and_written_down(splits: Splits) -> None:
     job = make(splits)
     got = job.recipe
-    assert got.teacher.startswith("resnet20x4:depth=20") and got.student.startswith("mobilenet:width=0.5")
+    assert len(got.teacher) == 1 and got.teacher[0].startswith("resnet20x4:depth=20")
+    assert got.views == 9 < got.epochs, "digits have nine crops and no flip"
+    assert got.student.startswith("mobilenet:width=0.5")
     assert got.epochs > 0 and got.teacher_epochs > 0 and got.recover_epochs > 0 and got.batch_size == 32
     assert got.tier != "auto" and got.name == "" and job.pruner is job.quantizer is None
     again = plan.make(got, splits)
@@ -139,6 +147,9 @@ def test_explicit_values_stay(splits: Splits) -> None:
         ({"teacher_checkpoint": "x.pth"}, UsageError, "needs --teacher"),
         ({"teacher": "resnet20", "teacher_checkpoint": "/nowhere/x.pth"}, InputRejected, "/nowhere/x.pth"),
         ({"teacher_mean": ".1,.2,.3", "teacher_std": "1,1,1"}, UsageError, "the images have 1 channel"),
+        ({"teacher": "resnet20;resnet56", "teacher_checkpoint": "a.th"}, UsageError, "there are 2 teachers"),
+        ({"teacher": "/nowhere/t.onnx"}, InputRejected, "/nowhere/t.onnx"),
+        ({"teacher": "resnet20", "teacher_size": "64"}, UsageError, "with a checkpoint"),
     ],
     ids=str,
 )

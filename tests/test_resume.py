@@ -19,8 +19,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from compress import augment, catalog, distill, network, prune, train
+from compress import answers, augment, catalog, distill, network, prune, train
 from compress.execution import Execution
+from compress.teacher import Kept, Live
 from compress.types import Dataset
 
 SHAPE, CLASSES = (3, 8, 8), ("a", "b", "c")
@@ -43,6 +44,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "plan": {**PLAN, "ema": 0.5},
     },
     "pruned": {"student": "resnet_cifar:depth=8", "prune": 0.5, "methods": ["kd"], "plan": {**PLAN, "ema": 0.7}},
+    "kept answers": {
+        "student": "resnet_cifar:depth=8,stem=8,channels=8",
+        "methods": ["kd"],
+        "plan": {**PLAN, "views": 1},  # the second epoch finds what the first has kept, in other batches
+        "keep": True,
+    },
 }
 STEPS = 6  # two epochs of 48 images in batches of 16
 
@@ -74,11 +81,15 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
         name="test",
         seed=0,
         student_execution=Execution(**scenario.get("execution", {"channels_last": False})),
-        teacher_execution=Execution(frozen=True) if distill.needs_teacher(methods) else None,
         thread_choices=(1,),
         folder=folder,
     )
-    distill.distill(student, teacher, methods, augment.Augmenter(data()), training)
+    live: Live | Kept = Live(teacher, Execution(frozen=True))
+    if scenario.get("keep"):
+        file = answers.AnswerFile(folder / "kept", {}, count=len(data().labels), classes=len(CLASSES), views=2)
+        live = Kept(live, file, seconds_per_image=0.0)
+    asked = live if distill.needs_teacher(methods) else None
+    distill.distill(student, asked, methods, augment.Augmenter(data()), training)
     return network.digest(student)
 
 

@@ -11,6 +11,7 @@ from compress import catalog, distill, fuse, network, taps, train
 from compress.augment import Augmenter
 from compress.errors import CompressError
 from compress.execution import Execution
+from compress.teacher import Live
 from compress.types import Dataset
 
 PLAIN = Execution(channels_last=False)
@@ -150,13 +151,12 @@ def pictures(count: int = 48) -> Dataset:
     )
 
 
-def training(folder: Path, teacher_execution: Execution) -> distill.Training:
+def training(folder: Path) -> distill.Training:
     return distill.Training(
         plan=train.Plan(epochs=2, batch_size=16),
         name="test",
         seed=0,
         student_execution=PLAIN,
-        teacher_execution=teacher_execution,
         thread_choices=(1,),
         folder=folder,
     )
@@ -187,10 +187,10 @@ def test_distillation_leaves_the_teacher_alone_and_trains_the_student(precision,
     watch = Watch(monkeypatch, student)
     facts = distill.distill(
         student,
-        teacher,
+        Live(teacher, Execution(frozen=True, precision=precision)),
         (catalog.load("methods", "fitnet:hint_share=0.5"), catalog.load("methods", "kd")),
         Augmenter(pictures()),
-        training(tmp_path, Execution(frozen=True, precision=precision)),
+        training(tmp_path),
     )
     assert list(facts["phases"]) == ["hint", "main"]
     assert [facts["phases"][p]["steps"] for p in ("hint", "main")] == [3, 3]
@@ -225,7 +225,8 @@ def test_hint_stage_trains_nothing_beyond_the_guided_layer(tmp_path: Path, monke
 
     monkeypatch.setattr(train, "fit", fit)
     methods = (catalog.load("methods", "fitnet:hint_share=0.5"),)
-    distill.distill(student, teacher, methods, Augmenter(pictures()), training(tmp_path, Execution(frozen=True)))
+    live = Live(teacher, Execution(frozen=True))
+    distill.distill(student, live, methods, Augmenter(pictures()), training(tmp_path))
     hint, main = snapshots
     beyond = [k for k in before if k.startswith(("body.layer3", "body.linear"))]
     until = [k for k in before if k.startswith(("body.conv1", "body.layer2")) and k.endswith("weight")]
@@ -234,11 +235,11 @@ def test_hint_stage_trains_nothing_beyond_the_guided_layer(tmp_path: Path, monke
     assert not torch.equal(main["body.linear.weight"], before["body.linear.weight"])
 
 
-def test_the_folded_teacher_gives_the_teachers_answers(tmp_path: Path) -> None:
+def test_the_folded_teacher_gives_the_teachers_answers() -> None:
     teacher = make("resnet20")
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        frozen = distill._frozen(teacher, training(tmp_path, Execution(frozen=True)))(images)
+        frozen = Live(teacher, Execution(frozen=True)).network(images)
         expected = teacher(images)
     # the same bound that folding itself promises
     assert (frozen - expected).abs().max() <= fuse.TOLERANCE * (expected.max() - expected.min())

@@ -293,6 +293,16 @@ def test_a_rate_that_fell_is_noticed_once_it_lasts(clock: list[float]) -> None:
     assert not any(answers[:5]) and "less than half" in answers[5]
 
 
+def test_steps_that_crawl_are_noticed_after_a_few_of_them(clock: list[float]) -> None:
+    watch = train._RateWatch()
+    assert not window(watch, clock, 1)
+    answers = []
+    for _ in range(2 * train.FEWEST_STEPS):
+        clock[0] += 50
+        answers.append(watch.due())
+    assert not any(answers[:-1]) and "less than half" in answers[-1]
+
+
 def test_a_choice_that_was_made_under_pressure_is_looked_at_again(clock: list[float]) -> None:
     watch = train._RateWatch()
     count = int(train.LOOK_AGAIN_S / train.SLOW_WINDOW_STEPS) + 2

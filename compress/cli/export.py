@@ -31,7 +31,13 @@ def command(
     from compress.recipe import from_values
 
     recipe = from_values(
-        {"data": data, "teacher": spec, "teacher_checkpoint": str(checkpoint), "teacher_mean": mean, "teacher_std": std}
+        {
+            "data": data,
+            "teacher": [spec],
+            "teacher_checkpoint": [str(checkpoint)],
+            "teacher_mean": [mean],
+            "teacher_std": [std],
+        }
     )
     parity = pipeline.export_teacher(recipe, out, plugins=options.existing_plugins(plugins))
     click.echo(

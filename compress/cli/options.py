@@ -23,7 +23,8 @@ threads = click.option("--threads", default="1", show_default=True, help="Number
 # what has a flag of its own; every other key of a recipe is set by --set
 _FLAGS = (
     "data", "teacher", "teacher_checkpoint", "teacher_mean", "teacher_std", "student", "width", "kd", "prune",
-    "quantize", "epochs", "max_drop", "runtimes", "seed", "device", "out", "on_bad",
+    "quantize", "epochs", "views", "assistant", "peer", "generations", "unlabelled",
+    "transfer_lacks", "max_drop", "runtimes", "seed", "device", "out", "on_bad",
 )  # fmt: skip
 
 
@@ -32,11 +33,12 @@ def recipe_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     fields = {f.name: f for f in dataclasses.fields(recipe.Recipe)}
     for name in reversed(_FLAGS):
         default = fields[name].default
+        several = isinstance(default, tuple) and fields[name].metadata["separator"] == ";"
         shown = ",".join(default) if isinstance(default, tuple) else default
         text = fields[name].metadata["help"]
         help_text = f"{text[0].upper()}{text[1:]}." + (f" [{shown}]" if shown not in ("", 0) else "")
         flag = "--" + name.replace("_", "-")
-        function = click.option(flag, name, multiple=name == "kd", default=None, help=help_text)(function)
+        function = click.option(flag, name, multiple=several, default=None, help=help_text)(function)
     return function
 
 

@@ -5,8 +5,8 @@ import click
 
 @click.group(short_help="List or clean the finished steps that are kept.")
 def command() -> None:
-    """Finished steps and decoded images are kept in $COMPRESS_STORE, else ~/.cache/compress, up to $COMPRESS_STORE_GB
-    (20): the least recently used go first.
+    """Finished steps, decoded images and teachers' answers are kept in $COMPRESS_STORE, else ~/.cache/compress, up to
+    $COMPRESS_STORE_GB (20): the least recently used go first.
     """
 
 

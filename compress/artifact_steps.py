@@ -1,0 +1,150 @@
+"""Steps that make and question files: export, quantize, answers on a split. Each has a key made of all that its result
+depends on.
+
+Raise a step's number in VERSIONS when the same inputs would give another result.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import bench, environment, export, randomness, train
+from compress import network as net
+from compress.environment import versions
+from compress.plan import Job, plugins_digest
+from compress.progress import say
+from compress.store import Step, Store, file_digest
+from compress.types import Artifact, Dataset
+
+VERSIONS = {"export": 1, "quantize": 1, "answers": 1}
+
+
+def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
+    """The network as ONNX, and its parity with torch on real images (at least 1,000, or all that there are).
+
+    The digest in the file's metadata is the key of the step that made the network: a digest of all of the recipe that
+    this network depends on, and of the train split.
+    """
+    parts = {
+        "version": VERSIONS["export"],
+        "network": network_step.key,
+        "versions": versions("torch", "onnx", "onnxscript"),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        say(f"  {stage}: exporting, then comparing with torch")
+        network = net.load(network_step.folder, job.plugins)
+        path = folder / "model.onnx"
+        export.export_onnx(network, path, recipe_digest=network_step.key)
+        facts = {
+            "digest": file_digest(path),
+            "parameters": net.count_parameters(network),
+            "macs": net.count_macs(network),
+            "spec": network.contract.spec,
+        }
+        artifact = onnx_artifact(job, stage, path, "float32", facts)
+        images = parity_images(job)
+        expected = train.predict(network, images)
+        parity = export.compare(expected, _answers(store, artifact, images))
+        export.check_parity(parity, stage)
+        return {**facts, "parity": parity}
+
+    return store.step("export", parts, make, say)
+
+
+def parity_images(job: Job, count: int = 1000) -> np.ndarray:
+    """At least `count` real images, or all there are, of every class: select, filled up from train."""
+    select, train_split = job.splits.select, job.splits.train
+    missing = max(0, count - len(select.labels))
+    return np.concatenate([sample(select, count), sample(train_split, missing)])
+
+
+def sample(dataset: Dataset, count: int) -> np.ndarray:
+    """`count` images of the split (all, if fewer) in a fixed order that mixes the classes."""
+    order = randomness.permutation(randomness.derive("sample"), len(dataset.labels))[:count]
+    return dataset.images[np.sort(order)]
+
+
+def _answers(
+    store: Store, artifact: Artifact, images: np.ndarray, runtime: str = "ort_cpu", plugins: tuple[Path, ...] = ()
+) -> np.ndarray:
+    threads, scratch = environment.allowed_threads(), store.root / "scratch"
+    return bench.answers(artifact, runtime, images, threads=threads, scratch=scratch, plugins=plugins)
+
+
+def onnx_artifact(job: Job, stage: str, path: Path, precision: str, facts: dict[str, Any]) -> Artifact:
+    train_split = job.splits.train
+    return Artifact(
+        path=path,
+        digest=facts["digest"],
+        format="onnx",
+        precision=precision,
+        stage=stage,
+        size_bytes=path.stat().st_size,
+        parameters=facts["parameters"],
+        macs=facts["macs"],
+        input_shape=train_split.input_shape,
+        class_names=train_split.class_names,
+    )
+
+
+def torch_artifact(job: Job, stage: str, network_step: Step, facts: dict[str, Any]) -> Artifact:
+    """The same network for the torch runtimes: a folder instead of a file, known by the key of its step, since its
+    mean and std are not among its weights.
+    """
+    weights = network_step.folder / "weights.safetensors"
+    return dataclasses.replace(
+        onnx_artifact(job, stage, weights, "float32", {**facts, "digest": network_step.key}),
+        path=network_step.folder,
+        format="torch",
+    )
+
+
+def quantize_step(job: Job, store: Store, parent: Artifact) -> Step:
+    """The ONNX file quantized, calibrated on the calibrate split."""
+    assert job.quantizer
+    calibrate = job.splits.calibrate
+    parts = {
+        "version": VERSIONS["quantize"],
+        "parent": parent.digest,
+        "quantizer": job.quantizer.spec,
+        "calibrate": calibrate.digest,
+        "plugins": plugins_digest(job),
+        "versions": versions("onnxruntime", "onnxruntime-gpu", "onnx"),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        assert job.quantizer
+        path = folder / "model.onnx"
+        scratch = folder / "scratch"
+        scratch.mkdir(exist_ok=True)
+        facts = job.quantizer.module.apply(job.quantizer.config, parent.path, path, calibrate.images, scratch)
+        for leftover in scratch.iterdir():
+            leftover.unlink()
+        scratch.rmdir()
+        return {**facts, "digest": file_digest(path), "parameters": parent.parameters, "macs": parent.macs}
+
+    return store.step("quantize", parts, make, say)
+
+
+def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, dataset: Dataset) -> np.ndarray:
+    """Logits `[N,K]` of an artifact's bytes in a runtime on a whole split. Raises what `bench.answers` raises."""
+    parts = {
+        "version": VERSIONS["answers"],
+        "artifact": artifact.digest,
+        "runtime": runtime,
+        "data": dataset.digest,
+        "plugins": plugins_digest(job),
+        "machine": environment.fingerprint(environment.capture()),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        say(f"  asking {artifact.stage} in {runtime} about {len(dataset.labels)} images of {dataset.split}")
+        logits = _answers(store, artifact, dataset.images, runtime, job.plugins)
+        np.save(folder / "logits.npy", logits)
+        return {}
+
+    step = store.step("answers", parts, make, say)
+    return np.load(step.folder / "logits.npy")

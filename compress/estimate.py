@@ -1,0 +1,54 @@
+"""How long a run will take on this machine, from rates that are measured now."""
+
+from compress import bench, distill, environment, training_steps
+from compress.live_teachers import choose_execution
+from compress.plan import Job
+from compress.store import Store
+from compress.teacher_plan import TeacherPlan
+
+
+def seconds_of(job: Job, store: Store) -> dict[str, float]:
+    """Seconds of each stage, from the probed rates on this machine (probing what is not yet known)."""
+    recipe, images = job.recipe, len(job.splits.train.labels)
+    threads = tuple(sorted({1, environment.allowed_threads()}))
+    train_split = job.splits.train
+    student = training_steps.build(job, job.student.spec, train_split.mean, train_split.std, recipe.seed)
+    per_image = _seconds_per_image(choose_execution(job, store, student, frozen=False, threads=threads))
+    seconds: dict[str, float] = {}
+    for number, teacher in enumerate(job.teachers):
+        asked, trained = _teacher_seconds(job, store, teacher, threads)
+        per_image += asked
+        if trained:
+            seconds[stage_name(number)] = recipe.teacher_epochs * images * trained
+    seconds["distilled"] = recipe.epochs * images * per_image
+    if job.pruner:
+        seconds["pruned"] = recipe.recover_epochs * images * per_image
+    tier = bench.TIERS[recipe.tier]
+    stages = len(job.teachers) + 1 + bool(job.pruner) + bool(job.quantizer)
+    cells = (stages * len(recipe.runtimes) + 1) * len(recipe.threads)
+    seconds["benchmark"] = cells * tier.rounds * (tier.warmup_s + tier.block_s + 1.0)
+    return seconds
+
+
+def stage_name(number: int) -> str:
+    """The name of a teacher's stage: `teacher`, `teacher-2`, …"""
+    return "teacher" if number == 0 else f"teacher-{number + 1}"
+
+
+def _teacher_seconds(job: Job, store: Store, teacher: TeacherPlan, threads: tuple[int, ...]) -> tuple[float, float]:
+    """(seconds of an answer, seconds of a training step) for an image; 0 for what is not done or not known."""
+    if teacher.entry is None:
+        return 0.0, 0.0
+    network = training_steps.build(
+        job, teacher.entry.spec, teacher.mean, teacher.std, job.recipe.seed, size=teacher.size
+    )
+    asked = trained = 0.0
+    if distill.needs_teacher(job.methods):
+        asked = _seconds_per_image(choose_execution(job, store, network, frozen=True, threads=threads))
+    if teacher.file is None:
+        trained = _seconds_per_image(choose_execution(job, store, network, frozen=False, threads=threads))
+    return asked, trained
+
+
+def _seconds_per_image(chosen: tuple) -> float:
+    return 1 / chosen[1]["images_per_second"]
