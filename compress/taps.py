@@ -5,6 +5,8 @@ is the network with hooks on the wanted places. `pair` matches the stages of two
 positions do not do: a MobileNet's second stage is not a ResNet's.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +18,25 @@ from compress.errors import CompressError, UsageError
 from compress.execution import Execution
 from compress.types import Signals
 
+PROBE_IMAGES = 2
+FEW_STAGES = 3  # a network with fewer resolutions may be one of tokens
+MOST_PREFIX_TOKENS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """A place to read: module path, map shape (C,H,W), stride against the input, position among the stages."""
+    """A place to read: module path, map shape (C,H,W), stride against the input, position among the stages.
+
+    `layout` is how the module gives its map: "maps" `[B,C,H,W]`, "channels_last" `[B,H,W,C]`, or "tokens" `[B,N,C]` of
+    which the first `prefix` (a class token) are no positions.
+    """
 
     path: str
     shape: tuple[int, int, int]
     stride: int
     order: int
+    layout: str = "maps"
+    prefix: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,9 @@ class _Call:
     path: str
     shape: tuple[int, int, int]
     leaf: bool
+    block: str  # the class of a module that has parts and keeps the shape of what it is given, else ""
+    layout: str = "maps"
+    prefix: int = 0
 
 
 def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
@@ -52,12 +67,19 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
     calls: list[_Call] = []
     linears: list[tuple[str, int]] = []
     handles = []
+    square = input_shape[1] == input_shape[2]
     for path, module in network.named_modules():
         leaf = next(module.children(), None) is None
 
-        def record(_: nn.Module, inputs: Any, output: Any, path: str = path, leaf: bool = leaf) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                calls.append(_Call(path, tuple(output.shape[1:]), leaf))  # type: ignore[arg-type]
+        def record(module: nn.Module, inputs: Any, output: Any, path: str = path, leaf: bool = leaf) -> None:
+            # windows and position tables have another first axis
+            found = (
+                _as_shape(output.shape, square) if isinstance(output, Tensor) and len(output) == PROBE_IMAGES else None
+            )
+            if found:
+                given = inputs[0].shape if inputs and isinstance(inputs[0], Tensor) else None
+                block = not leaf and not isinstance(module, nn.Sequential) and given == output.shape
+                calls.append(_Call(path, found[0], leaf, type(module).__name__ if block else "", *found[1:]))
 
         def record_linear(layer: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
             if inputs[0].dim() == 2:
@@ -70,7 +92,7 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
     try:
         with torch.no_grad():
             parameter = next(network.parameters())
-            network.eval()(torch.zeros(2, *input_shape, device=parameter.device))
+            network.eval()(torch.zeros(PROBE_IMAGES, *input_shape, device=parameter.device))
     except (RuntimeError, AssertionError, ValueError) as error:
         size = "×".join(map(str, input_shape))
         reason = str(error).strip().partition("\n")[0]
@@ -82,7 +104,41 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
         for handle in handles:
             handle.remove()
     classifier, pooled_dim = linears[-1] if linears else ("", 0)
-    return Probe(stages=tuple(_stages(calls, input_shape[-1])), classifier=classifier, pooled_dim=pooled_dim)
+    stages = tuple(_stages([call for call in calls if call.layout == "maps"], input_shape[-1]))
+    if len(stages) < FEW_STAGES:
+        stages = tuple(_blocks(calls, input_shape[-1])) or stages
+    return Probe(stages=stages, classifier=classifier, pooled_dim=pooled_dim)
+
+
+def _as_shape(shape: torch.Size, square: bool) -> tuple[tuple[int, int, int], str, int] | None:
+    """(C,H,W), layout and prefix of a module's output, or None where it is no map of positions.
+
+    Maps of `square` images are square, which tells `[B,H,W,C]` from `[B,C,H,W]`, windows from maps, and positions from
+    class tokens.
+    """
+    if len(shape) == 4:
+        a, b, c = shape[1:]
+        if b == c or not square:
+            return (a, b, c), "maps", 0
+        return ((c, a, b), "channels_last", 0) if a == b else None
+    if len(shape) == 3:
+        for prefix in range(MOST_PREFIX_TOKENS + 1):
+            side = math.isqrt(max(0, shape[1] - prefix))
+            if side > 1 and side * side == shape[1] - prefix:
+                return (shape[2], side, side), "tokens", prefix
+    return None
+
+
+def _blocks(calls: list[_Call], input_size: int) -> Iterable[Tap]:
+    """One tap a block of tokens: what takes and gives positions, beside a sibling of its class."""
+    tokens = [call for call in calls if call.layout != "maps" and call.block]
+    families = Counter((call.path.rpartition(".")[0], call.block) for call in tokens)
+    blocks = [call for call in tokens if families[call.path.rpartition(".")[0], call.block] > 1]
+    for order, call in enumerate(blocks):
+        stride = max(1, round(input_size / call.shape[-1]))
+        yield Tap(
+            path=call.path, shape=call.shape, stride=stride, order=order, layout=call.layout, prefix=call.prefix
+        )  # fmt: skip
 
 
 def _stages(calls: list[_Call], input_size: int) -> Iterable[Tap]:
@@ -138,6 +194,15 @@ def describe_pairs(pairs: tuple[tuple[Tap, Tap], ...]) -> str:
     )
 
 
+def _to_maps(output: Tensor, tap: Tap) -> Tensor:
+    """A module's output as a map `[B,C,H,W]`, sharing its memory."""
+    if tap.layout == "channels_last":
+        return output.permute(0, 3, 1, 2)
+    if tap.layout == "tokens":
+        return output[:, tap.prefix :].transpose(1, 2).unflatten(2, tap.shape[1:])
+    return output
+
+
 class _Enough(Exception):
     """Raised by the deepest wanted hook to leave the rest of the forward pass undone."""
 
@@ -162,16 +227,16 @@ class Tapped:
         for position, tap in enumerate(wanted):
             stop = not logits and position == len(wanted) - 1
             module = network.get_submodule(tap.path)
-            self._handles.append(module.register_forward_hook(self._reader(tap.stride, stop)))
+            self._handles.append(module.register_forward_hook(self._reader(tap, stop)))
         if pooled:
             if not probed.classifier:
                 raise CompressError(f"`{type(network).__name__}` has no linear layer, so no pooled embedding to read")
             layer = network.get_submodule(probed.classifier)
             self._handles.append(layer.register_forward_pre_hook(self._read_pooled))
 
-    def _reader(self, stride: int, stop: bool) -> Any:
+    def _reader(self, tap: Tap, stop: bool) -> Any:
         def read(_: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._maps[stride] = (output, output._version)
+            self._maps[tap.stride] = (_to_maps(output, tap), output._version)
             if stop:
                 raise _Enough
 

@@ -260,3 +260,69 @@ def test_logits_can_be_differentiated_by_the_inputs_where_asked(frozen: bool) ->
     plain = taps.Tapped(net, taps.probe(net, (3, 8, 8)), [], execution)(images)
     assert plain.inputs is None and plain.logits.requires_grad == (not frozen)
     assert torch.equal(plain.logits.detach(), signals.logits.detach())
+
+
+def on_meta(name: str, size: int) -> taps.Probe:
+    """The probe of a torchvision classifier without weights or arithmetic."""
+    from torchvision import models
+    from torchvision.models.regnet import BlockParams
+
+    original = BlockParams.from_init_params.__func__
+
+    def with_numbers(cls, *arguments, **options):
+        with torch.device("cpu"):  # the widths of a RegNet are computed with tensors
+            return original(cls, *arguments, **options)
+
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(BlockParams, "from_init_params", classmethod(with_numbers))
+        return taps.probe(models.get_model(name, weights=None, **options), (3, size, size))
+
+
+def torchvision_classifiers() -> list[str]:
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", torchvision_classifiers())
+def test_every_torchvision_classifier_has_stages(name: str) -> None:
+    size = 256 if name.startswith("swin_v2") else 299 if name == "inception_v3" else 224
+    probed = on_meta(name, size)
+    assert probed.classifier or name.startswith("squeezenet"), "SqueezeNet classifies by a convolution"
+    if name.startswith(("vit", "swin")):
+        blocks = {"vit_b": 12, "vit_l": 24, "vit_h": 32}.get(name[:5], 12 if name.endswith("_t") else 24)
+        assert len(probed.stages) == blocks
+        assert all(height == width == size // tap.stride for tap in probed.stages for _, height, width in [tap.shape])
+        strides = [tap.stride for tap in probed.stages]
+        assert strides == sorted(strides) and len(set(strides)) == (4 if name.startswith("swin") else 1)
+        return
+    sizes = [tap.shape[-1] for tap in probed.stages]
+    assert len(sizes) >= 3 and sizes == sorted(set(sizes), reverse=True)
+    assert all(tap.layout == "maps" and tap.shape[1] == tap.shape[2] for tap in probed.stages)
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_32", 64), ("swin_t", 32)])
+def test_tokens_are_read_as_maps(name: str, size: int) -> None:
+    from torchvision import models
+
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        options = {"image_size": size} if name.startswith("vit") else {}
+        net = models.get_model(name, weights=None, num_classes=3, **options).eval()
+    probed = taps.probe(net, (3, size, size))
+    tap, kept = probed.stages[3], []
+    handle = net.get_submodule(tap.path).register_forward_hook(lambda *found: kept.append(found[2]))
+    images = torch.rand(2, 3, size, size)
+    signals = taps.Tapped(net, probed, [tap], PLAIN)(images)
+    handle.remove()
+    got, (raw,) = signals.maps[tap.stride], kept
+    assert got.shape == (2, *tap.shape)
+    channels, height, width = tap.shape
+    for row in range(height):
+        for column in range(width):
+            place = raw[:, 1 + row * width + column] if tap.layout == "tokens" else raw[:, row, column]
+            assert torch.equal(got[:, :, row, column], place)
+    assert tap.prefix == (1 if name.startswith("vit") else 0)
