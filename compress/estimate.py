@@ -9,22 +9,30 @@ from compress.teacher_plan import TeacherPlan
 
 def seconds_of(job: Job, store: Store) -> dict[str, float]:
     """Seconds of each stage, from the probed rates on this machine (probing what is not yet known)."""
-    recipe, images = job.recipe, len(job.splits.train.labels)
+    recipe, images = job.recipe, len(job.transfer.labels)
     threads = tuple(sorted({1, environment.allowed_threads()}))
-    train_split = job.splits.train
-    student = training_steps.build(job, job.student.spec, train_split.mean, train_split.std, recipe.seed)
-    per_image = _seconds_per_image(choose_execution(job, store, student, frozen=False, threads=threads))
     seconds: dict[str, float] = {}
+    asked_in_all = 0.0
     for number, teacher in enumerate(job.teachers):
         asked, trained = _teacher_seconds(job, store, teacher, threads)
-        per_image += asked
+        asked_in_all += asked
         if trained:
-            seconds[stage_name(number)] = recipe.teacher_epochs * images * trained
-    seconds["distilled"] = recipe.epochs * images * per_image
+            seconds[stage_name(number)] = recipe.teacher_epochs * len(job.splits.train.labels) * trained
+    learners = {f"assistant-{i}": entry for i, entry in enumerate(job.assistants, 1)}
+    learners |= {f"peer-{i}": entry for i, entry in enumerate(job.peers, 1)} | {"distilled": job.student}
+    per_image = 0.0
+    for stage, entry in learners.items():
+        network = training_steps.build(job, entry.spec, job.transfer.mean, job.transfer.std, recipe.seed)
+        chosen = choose_execution(job, store, network, frozen=False, threads=threads)
+        per_image = _seconds_per_image(chosen) + asked_in_all
+        seconds[stage] = recipe.epochs * images * per_image
+    for number in range(1, recipe.generations + 1):
+        seconds[f"generation-{number}"] = seconds["distilled"]
     if job.pruner:
         seconds["pruned"] = recipe.recover_epochs * images * per_image
     tier = bench.TIERS[recipe.tier]
-    stages = len(job.teachers) + 1 + bool(job.pruner) + bool(job.quantizer)
+    made = [stage for stage in seconds if not stage.startswith("teacher")]
+    stages = len(job.teachers) + len(made) + bool(job.quantizer)
     cells = (stages * len(recipe.runtimes) + 1) * len(recipe.threads)
     seconds["benchmark"] = cells * tier.rounds * (tier.warmup_s + tier.block_s + 1.0)
     return seconds
