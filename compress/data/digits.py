@@ -16,7 +16,7 @@ Config = knobs.NoKnobs
 
 # enough for images this easy
 EPOCHS = 22
-TEACHER_EPOCHS = 8
+TEACHER_EPOCHS = 10
 TIER = "smoke"
 
 _VERSION = 1
