@@ -4,6 +4,7 @@ The pixels of a view are a function of (view, sample index) alone, never of the 
 them can be kept; `sampling.py` says which view of a sample is seen when. View 0 is the image as it is.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,22 @@ from compress.types import Batch, Dataset
 VERSION = 1  # raise it when the same view would have other pixels
 
 _DOWN, _RIGHT, _FLIP = (randomness.derive("augment", name) for name in ("down", "right", "flip"))
+
+
+def mixed(batch: Batch, share: float, *, seed: int, epoch: int) -> Batch:
+    """The batch with about `share` of its images mixed with the next one of the batch: λ·x_i + (1−λ)·x_j, λ uniform in
+    [0,1], a function of (seed, epoch, sample). A mixed image is of no class: its label becomes −1.
+
+    Source: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent" (FunMatch): teacher
+    and student see the same mixture, and λ is uniform, where mixup (Zhang et al. 2018) has a Beta distribution.
+    Deviation: `share` may be below 1, so that labels keep a part.
+    """
+    chosen = randomness.uniform(randomness.derive("mixup", "who", seed), epoch, batch.index) < share
+    proportion = randomness.uniform(randomness.derive("mixup", "how", seed), epoch, batch.index)
+    own = torch.from_numpy(np.where(chosen, proportion, 1.0).astype(np.float32)).to(batch.inputs.device)
+    inputs = torch.lerp(batch.inputs.roll(-1, 0), batch.inputs, own[:, None, None, None])
+    labels = batch.labels.masked_fill(torch.from_numpy(chosen).to(batch.labels.device), -1)
+    return replace(batch, inputs=inputs, labels=labels)
 
 
 def _reflected(position: np.ndarray, length: int) -> np.ndarray:

@@ -3,12 +3,14 @@
 Each method's own stages come first (FitNet's hint), then the common phase in which the methods' losses add up.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,15 +43,20 @@ def objective_scale(methods: tuple[Entry, ...]) -> float:
     return sum(entry.module.scale(entry.config) if hasattr(entry.module, "scale") else 1.0 for entry in methods)
 
 
-def setting_of(student: taps.Probe, teacher: taps.Probe | None, dataset: Dataset, batch_size: int) -> Setting:
+def setting_of(
+    student: taps.Probe, teacher: taps.Probe | None, dataset: Dataset, batch_size: int,
+    *, pairing: tuple[str, ...] = taps.BY_STRIDE, mixup: float = 0.0, together: str = "",
+) -> Setting:  # fmt: skip
     """What methods may know before training. Without a teacher's probe there are no pairs."""
     return Setting(
-        pairs=taps.pair(student, teacher) if teacher else (),
+        pairs=taps.pair(student, teacher, pairing) if teacher else (),
         student_pooled=student.pooled_dim,
         teacher_pooled=teacher.pooled_dim if teacher else 0,
         num_classes=len(dataset.class_names),
         labels=dataset.labels,
         batch_size=min(batch_size, len(dataset.labels)),
+        mixup=mixup,
+        together=together,
     )
 
 
@@ -101,6 +108,7 @@ class Training:
     thread_choices: tuple[int, ...]
     folder: Path
     device: str = "cpu"
+    pairing: tuple[str, ...] = taps.BY_STRIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +143,10 @@ def distill(
     input_shape = student.contract.input_shape
     student_probe = taps.probe(student, input_shape)
     teacher_probe = teacher.probe if teacher is not None else None
-    setting = setting_of(student_probe, teacher_probe, augmenter.dataset, training.plan.batch_size)
+    setting = setting_of(
+        student_probe, teacher_probe, augmenter.dataset, training.plan.batch_size, pairing=training.pairing,
+        mixup=training.plan.mixup, together=teacher.together if teacher is not None else "",
+    )  # fmt: skip
     bound = bind(methods, setting, training.seed)
     training.student_execution.prepare(student.to(training.device))
     adapters = adapters_of(bound)
@@ -157,13 +168,52 @@ def distill(
         phases[label] = _phase(networks, training, augmenter, objective, replace(stage, name=label))
     share = 1.0 - sum(stage.share for _, stage in staged)
     common = replace(common_phase(bound, setting.pairs), share=share)
-    # AdamW does not feel the size of an objective
-    size = objective_scale(methods) if training.plan.optimizer == "sgd" else 1.0
-    gentler = replace(training.plan, learning_rate=training.plan.learning_rate / size)
+    # AdamW does not feel the size of an objective, nor that of a network's gradients
+    factor = 1.0
+    if training.plan.optimizer == "sgd":
+        factor = getattr(student.body, "learning_rate_factor", 1.0) / objective_scale(methods)
+    gentler = replace(training.plan, learning_rate=training.plan.learning_rate * factor)
     phases["main"] = _phase(networks, replace(training, plan=gentler), augmenter, partial(sum_of_losses, bound), common)
     student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     facts = teacher.facts() if teacher is not None else {}
     return {"phases": phases, **facts, "pairing": taps.describe_pairs(setting.pairs)}
+
+
+def refuse_untaught(bound: tuple[Bound, ...], setting: Setting) -> None:
+    """Raises UsageError where no image has a label and nothing else teaches the student's answers.
+
+    Tried on random signals, so that it holds for any method: the gradient must reach the logits.
+    """
+    without_labels = setting.mixup == 1 or not (setting.labels >= 0).any()
+    if not without_labels or any("inputs" in b.entry.module.NEEDS for b in bound):
+        return
+    count = 4
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        logits = torch.randn(count, setting.num_classes, requires_grad=True)
+        ours, theirs = (
+            Signals(
+                logits=answers,
+                pooled=torch.randn(count, width) if width else None,
+                maps={pair[side].stride: torch.randn(count, *pair[side].shape) for pair in setting.pairs},
+            )
+            for side, answers, width in (
+                (0, logits, setting.student_pooled), (1, torch.randn_like(logits), setting.teacher_pooled),
+            )
+        )  # fmt: skip
+        index = np.arange(count, dtype=np.uint64) % len(setting.labels)
+        batch = Batch(inputs=None, labels=torch.full((count,), -1), index=index, view=index, progress=0.5)
+        # a memory bank moves with each loss
+        tried = tuple(replace(b, adapters=copy.deepcopy(b.adapters)) for b in bound)
+        total = sum_of_losses(tried, ours, theirs, batch)
+        gradient = torch.autograd.grad(total, logits, allow_unused=True)[0] if total.requires_grad else None
+    if gradient is None or not gradient.any():
+        named = " + ".join(b.entry.name for b in bound)
+        why = "every image is mixed, and a mixture has none" if setting.mixup == 1 else "the transfer set has none"
+        raise UsageError(
+            f"`{named}` teaches the student's answers by labels alone, and {why}",
+            hint="add --kd kd" + (", or mix fewer images: --set mixup=0.5" if setting.mixup == 1 else ""),
+        )
 
 
 def adapters_of(bound: tuple[Bound, ...]) -> nn.ModuleDict:
@@ -171,7 +221,7 @@ def adapters_of(bound: tuple[Bound, ...]) -> nn.ModuleDict:
     return nn.ModuleDict({str(i): b.adapters for i, b in enumerate(bound) if b.adapters is not None})
 
 
-def common_phase(bound: tuple[Bound, ...], pairs: tuple[tuple[taps.Tap, taps.Tap], ...]) -> Stage:
+def common_phase(bound: tuple[Bound, ...], pairs: taps.Pairs) -> Stage:
     """The phase in which the methods' losses add up: it reads what any of them needs."""
     needs = {need for b in bound for need in b.entry.module.NEEDS}
     return Stage(

@@ -114,7 +114,7 @@ def together(job: Job, store: Store, sources: list[Source], views: int, dataset:
 
 
 def _keeping(job: Job, store: Store, source: Source, views: int, dataset: Dataset) -> Teacher:
-    if not job.recipe.keep_answers or views == VIEW_COUNT:
+    if not job.recipe.keep_answers or job.recipe.mixup or views == VIEW_COUNT:
         return source.make()
     parts = {
         "version": VERSIONS["kept answers"],

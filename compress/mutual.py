@@ -50,15 +50,16 @@ def learn(
     """Train all `networks` in place, each run by its own of `executions`. Returns the phase's facts."""
     probes = [taps.probe(network, network.contract.input_shape) for network in networks]
     above = teacher.probe if teacher is not None else None
-    bounds = []
+    bounds, pairings = [], []
     for number, probed in enumerate(probes):
-        setting = distill.setting_of(probed, above, augmenter.dataset, training.plan.batch_size)
+        setting = distill.setting_of(
+            probed, above, augmenter.dataset, training.plan.batch_size, pairing=training.pairing,
+            mixup=training.plan.mixup, together=teacher.together if teacher is not None else "",
+        )  # fmt: skip
+        pairings.append(setting.pairs)
         bounds.append(distill.bind(methods, setting, training.seed + number))
         refuse_stages(bounds[-1])
-    stages = [
-        distill.common_phase(bound, taps.pair(probed, above) if above else ())
-        for bound, probed in zip(bounds, probes, strict=True)
-    ]
+    stages = [distill.common_phase(bound, pairs) for bound, pairs in zip(bounds, pairings, strict=True)]
     readers = [
         _tapped(network.to(training.device), probed, stage, execution)
         for network, probed, stage, execution in zip(networks, probes, stages, executions, strict=True)

@@ -145,7 +145,12 @@ def _try_networks(job: Job) -> None:
     for entry in (*job.assistants, *job.peers, job.student):
         student = training_steps.build(job, entry.spec, train_split.mean, train_split.std, seed)
         probed = taps.probe(student, train_split.input_shape)
-        bound = distill.bind(job.methods, distill.setting_of(probed, above, job.transfer, job.recipe.batch_size), seed)
+        setting = distill.setting_of(
+            probed, above, job.transfer, job.recipe.batch_size, pairing=job.recipe.pairing, mixup=job.recipe.mixup,
+            together=job.recipe.ensemble if len(job.teachers) > 1 else "",
+        )  # fmt: skip
+        bound = distill.bind(job.methods, setting, seed)
+        distill.refuse_untaught(bound, setting)
         if job.peers and entry not in job.assistants:
             mutual.refuse_stages(bound)
         above = probed if entry in job.assistants else above
@@ -205,7 +210,7 @@ def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) ->
     say("prune")
     cut = training_steps.prune_step(job, store, parent.network)
     rate = job.recipe.learning_rate * training_steps.RECOVERY_LEARNING_RATE
-    recovery = training_steps.plan_for(job, job.recipe.recover_epochs, rate, views=job.recipe.views)
+    recovery = training_steps.student_plan(job, job.recipe.recover_epochs, rate)
     recovered = training_steps.train_step(
         job, store, "pruned", training_steps.trained(job, cut), teachers, job.methods, recovery,
         with_stages=False, start=cut.key,

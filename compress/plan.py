@@ -160,11 +160,11 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
 def _views(recipe: Recipe, train: Dataset, epochs: int) -> int:
     """Where the teacher's answers are kept one view an epoch, so that the next run sees the same ones, up to a number
     beyond which more hardly teach; fewer where an image has fewer views that differ. Endless, with nothing kept, where
-    they would fill more than a quarter of the store.
+    they would fill more than a quarter of the store, and where images are mixed: no mixture comes twice.
     """
     views = min(epochs, MOST_VIEWS, sampling.variants(train))
     fits = answers.bytes_needed(len(train.labels), len(train.class_names), views) < limit_bytes() / 4
-    return views if recipe.keep_answers and fits else sampling.VIEW_COUNT
+    return views if recipe.keep_answers and fits and not recipe.mixup else sampling.VIEW_COUNT
 
 
 def _device(asked: str) -> str:

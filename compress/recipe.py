@@ -54,6 +54,10 @@ class Recipe:
     student: str = knob("mobilenet", "student network")
     width: float = knob(0.0, "width multiplier of the student, over its spec's; 0: its default", low=0, high=16)
     kd: tuple[str, ...] = knob(("kd",), "distillation methods, with knobs; they add up", separator=";")
+    pairing: tuple[str, ...] = knob(
+        ("stride",), "stages of student and teacher that are compared: `stride`, `index` (list positions), or pairs "
+        "STUDENT_MODULE=TEACHER_MODULE", separator=";",
+    )  # fmt: skip
     assistant: tuple[str, ...] = knob(
         (), "networks between teacher and student, the largest first: each is taught by the one before", separator=";"
     )
@@ -80,7 +84,11 @@ class Recipe:
     ema: float = knob(0.0, "decay of an average of the weights; 0: none", low=0, high=0.99999)
     views: int = knob(
         0, "augmented views of each image; 0: one for each epoch where the teacher's answers are kept, else endless",
-        low=0, high=2**31 - 1,
+        low=0, high=2**31,
+    )  # fmt: skip
+    mixup: float = knob(
+        0.0, "share of the images that are mixed with another one, in a proportion drawn evenly; they have no label",
+        low=0, high=1,
     )  # fmt: skip
     keep_answers: bool = knob(True, "keep the teacher's logits in the store, for later runs")
     precision: str = knob("auto", "training precision", choices=("auto", "float32", "bfloat16"))
@@ -95,7 +103,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         config.check(self, "the recipe")
-        for key in ("teacher", "kd", "runtimes", "threads"):
+        for key in ("teacher", "kd", "pairing", "runtimes", "threads"):
             items = getattr(self, key)
             if not items or "" in items:
                 raise UsageError(f"`{key}` in the recipe is empty: at least one is needed")
@@ -106,6 +114,12 @@ class Recipe:
         for number in self.threads:
             if not number.isdigit() or not 1 <= int(number) <= 1024:
                 raise UsageError(f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`")
+        if self.pairing not in (("stride",), ("index",)) and any(text.count("=") != 1 for text in self.pairing):
+            raise UsageError(
+                "`pairing` in the recipe must be `stride`, `index` or pairs STUDENT_MODULE=TEACHER_MODULE, got "
+                f"`{';'.join(self.pairing)}`",
+                hint="for example --set 'pairing=body.features.6=body.layer2;body.features.13=body.layer3'",
+            )
         for key in ("teacher_mean", "teacher_std"):
             for text in getattr(self, key):
                 parse_channels(text, key)

@@ -64,5 +64,5 @@ def _trained(
     recipe, statistics = job.recipe, (job.splits.train.mean, job.splits.train.std)
     seed = recipe.seed if seed is None else seed
     network = training_steps.build(job, entry.spec, *statistics, seed)
-    plan = training_steps.plan_for(job, recipe.epochs, recipe.learning_rate, views=recipe.views)
+    plan = training_steps.student_plan(job, recipe.epochs, recipe.learning_rate)
     return training_steps.train_step(job, store, stage, network, teachers, methods, plan, seed=seed)

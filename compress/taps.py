@@ -8,13 +8,13 @@ positions do not do: a MobileNet's second stage is not a ResNet's.
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError, UsageError, unknown
 from compress.execution import Execution
 from compress.types import Signals
 
@@ -46,6 +46,7 @@ class Probe:
     stages: tuple[Tap, ...]
     classifier: str
     pooled_dim: int
+    places: dict[str, Tap] = field(default_factory=dict)  # path → every module that puts out a map, `order` by call
 
     def by_stride(self) -> dict[int, Tap]:
         # of several taps of one stride the last one counts
@@ -107,7 +108,14 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
     stages = tuple(_stages([call for call in calls if call.layout == "maps"], input_shape[-1]))
     if len(stages) < FEW_STAGES:
         stages = tuple(_blocks(calls, input_shape[-1])) or stages
-    return Probe(stages=stages, classifier=classifier, pooled_dim=pooled_dim)
+    # a module that is called several times is read at its last call
+    places = {call.path: _tap(call, order, input_shape[-1]) for order, call in enumerate(calls) if call.path}
+    return Probe(stages=stages, classifier=classifier, pooled_dim=pooled_dim, places=places)
+
+
+def _tap(call: _Call, order: int, input_size: int) -> Tap:
+    stride = max(1, round(input_size / call.shape[-1]))
+    return Tap(path=call.path, shape=call.shape, stride=stride, order=order, layout=call.layout, prefix=call.prefix)
 
 
 def _as_shape(shape: torch.Size, square: bool) -> tuple[tuple[int, int, int], str, int] | None:
@@ -135,10 +143,7 @@ def _blocks(calls: list[_Call], input_size: int) -> Iterable[Tap]:
     families = Counter((call.path.rpartition(".")[0], call.block) for call in tokens)
     blocks = [call for call in tokens if families[call.path.rpartition(".")[0], call.block] > 1]
     for order, call in enumerate(blocks):
-        stride = max(1, round(input_size / call.shape[-1]))
-        yield Tap(
-            path=call.path, shape=call.shape, stride=stride, order=order, layout=call.layout, prefix=call.prefix
-        )  # fmt: skip
+        yield _tap(call, order, input_size)
 
 
 def _stages(calls: list[_Call], input_size: int) -> Iterable[Tap]:
@@ -162,8 +167,7 @@ def _stages(calls: list[_Call], input_size: int) -> Iterable[Tap]:
         ]
         if not candidates:
             continue
-        call = calls[max(candidates)[1]]
-        yield Tap(path=call.path, shape=call.shape, stride=max(1, round(input_size / size)), order=order)
+        yield _tap(calls[max(candidates)[1]], order, input_size)
         order += 1
 
 
@@ -176,8 +180,22 @@ def _common_depth(a: str, b: str) -> int:
     return depth
 
 
-def pair(student: Probe, teacher: Probe) -> tuple[tuple[Tap, Tap], ...]:
-    """(student tap, teacher tap) of equal stride, shallow to deep; without any, the deepest of each."""
+Pairs = tuple[tuple[Tap, Tap], ...]
+BY_STRIDE = ("stride",)
+
+
+def pair(student: Probe, teacher: Probe, pairing: tuple[str, ...] = BY_STRIDE) -> Pairs:
+    """(student tap, teacher tap), shallow to deep. `pairing` is ("stride",): stages of equal stride, and without any
+    the deepest of each; ("index",): the first stages of both, the second ones and so on, whatever their strides, as in
+    most published code; or texts `STUDENT_MODULE=TEACHER_MODULE`, by their paths.
+
+    Raises UsageError for a path that is no map, and for pairs that share a stride or cross each other.
+    """
+    ways = {BY_STRIDE: _equal_strides, ("index",): _equal_positions}
+    return ways[pairing](student, teacher) if pairing in ways else _named(student, teacher, pairing)
+
+
+def _equal_strides(student: Probe, teacher: Probe) -> Pairs:
     theirs = teacher.by_stride()
     pairs = tuple((tap, theirs[stride]) for stride, tap in student.by_stride().items() if stride in theirs)
     if not pairs and student.stages and teacher.stages:
@@ -185,12 +203,39 @@ def pair(student: Probe, teacher: Probe) -> tuple[tuple[Tap, Tap], ...]:
     return pairs
 
 
-def describe_pairs(pairs: tuple[tuple[Tap, Tap], ...]) -> str:
+def _equal_positions(student: Probe, teacher: Probe) -> Pairs:
+    return tuple(zip(student.by_stride().values(), teacher.by_stride().values(), strict=False))
+
+
+def _named(student: Probe, teacher: Probe, pairing: tuple[str, ...]) -> Pairs:
+    sides = (("student", student), ("teacher", teacher))
+    pairs = []
+    for text in pairing:
+        found = []
+        for path, (side, probed) in zip(text.split("="), sides, strict=True):
+            if path not in probed.places:
+                raise unknown(f"map of the {side}", path, list(probed.places), where="`pairing`")
+            found.append(probed.places[path])
+        pairs.append((found[0], found[1]))
+    pairs.sort(key=lambda taps: taps[0].order)
+    for number, (side, _) in enumerate(sides):
+        strides = [taps[number].stride for taps in pairs]
+        # signals are told apart by their strides
+        twice = next((stride for stride in strides if strides.count(stride) > 1), 0)
+        if twice:
+            raise UsageError(f"`pairing` names stride {twice} of the {side} twice: one map a stride can be read")
+        if strides != sorted(strides):
+            raise UsageError("`pairing` crosses: a deeper map of one side is paired with a shallower one of the other")
+    return tuple(pairs)
+
+
+def describe_pairs(pairs: Pairs) -> str:
     """One line that shows the pairing: a silent wrong pairing is the worst failure."""
+    sides = [[f"{tap.path} {'×'.join(map(str, tap.shape))}" for tap in pair] for pair in pairs]
+    strides = [" and ".join(map(str, dict.fromkeys(tap.stride for tap in pair))) for pair in pairs]
     return "; ".join(
-        f"stride {s.stride}: student {s.path} {'×'.join(map(str, s.shape))} ↔ "
-        f"teacher {t.path} {'×'.join(map(str, t.shape))}"
-        for s, t in pairs
+        f"stride {stride}: student {ours} ↔ teacher {theirs}"
+        for stride, (ours, theirs) in zip(strides, sides, strict=True)
     )
 
 

@@ -32,6 +32,7 @@ class Reader(Protocol):
 
 class Teacher(Protocol):
     probe: taps.Probe | None
+    together: str  # how several count as one: "probabilities", "logits", "random", or "" for one teacher
 
     def open(self, stage: Stage) -> Reader: ...
     def facts(self) -> dict[str, Any]: ...
@@ -39,6 +40,8 @@ class Teacher(Protocol):
 
 class Live:
     """A network that answers now: a frozen copy, BatchNorm folded, in its own layout and precision."""
+
+    together = ""
 
     def __init__(self, network: Network, execution: Execution, device: str = "cpu"):
         self.probe: taps.Probe | None = taps.probe(network, network.contract.input_shape)
@@ -79,6 +82,7 @@ class BlackBox:
     """A teacher that gives logits only: `ask(images float32 [B,C,H,W] in [0,1]) → logits [B,K]`, both numpy."""
 
     probe: taps.Probe | None = None
+    together = ""
 
     def __init__(self, what: str, ask: Callable[[np.ndarray], np.ndarray]):
         self.what, self.ask = what, ask
@@ -99,7 +103,7 @@ class BlackBox:
 
 
 class Ensemble:
-    """Several teachers as one that gives logits only; `how` is one of "probabilities", "logits", "random".
+    """Several teachers as one that gives logits only; `together` is one of "probabilities", "logits", "random".
 
     With "probabilities" (Hinton, Vinyals and Dean 2015) the mean is p = 1/M Σ_m softmax(z_m/T) at the temperature that
     the loss asks for, so the members' logits travel along. "random" takes one member for the whole batch, drawn from
@@ -108,12 +112,12 @@ class Ensemble:
 
     probe: taps.Probe | None = None
 
-    def __init__(self, members: tuple[Teacher, ...], how: str):
-        self.members, self.how = members, how
+    def __init__(self, members: tuple[Teacher, ...], together: str):
+        self.members, self.together = members, together
 
     def open(self, stage: Stage) -> Reader:
         refuse_more_than_logits(stage, "an ensemble of teachers")
-        return _EnsembleReader([member.open(stage) for member in self.members], self.how)
+        return _EnsembleReader([member.open(stage) for member in self.members], self.together)
 
     def facts(self) -> dict[str, Any]:
         found = [member.facts() for member in self.members]
@@ -153,6 +157,8 @@ class Kept:
     `seconds_per_image` of the live teacher is what an answer that was there is counted as saving. Phases that read more
     than logits ask the live teacher.
     """
+
+    together = ""
 
     def __init__(self, teacher: Teacher, file: AnswerFile, *, seconds_per_image: float):
         self.teacher, self.file, self.seconds_per_image = teacher, file, seconds_per_image

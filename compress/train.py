@@ -55,6 +55,7 @@ class Plan:
     momentum: float = 0.9
     ema: float = 0.0
     views: int = sampling.VIEW_COUNT  # augmented views of each image
+    mixup: float = 0.0  # share of the images that are mixed with another
 
     def steps(self, images: int) -> tuple[int, int]:
         """(all steps, steps of an epoch) for a train split of `images`."""
@@ -229,9 +230,10 @@ def _batches(augmenter: augment.Augmenter, plan: Plan, seed: int, first_step: in
         if epoch != order_epoch:
             order, order_epoch = sampling.epoch_order(seed, epoch, images), epoch
         index = order[position * batch_size : (position + 1) * batch_size]
-        yield _to_device(
-            augmenter.batch(index, sampling.views(seed, epoch, index, count=plan.views), step / steps), device
-        )
+        batch = augmenter.batch(index, sampling.views(seed, epoch, index, count=plan.views), step / steps)
+        if plan.mixup:
+            batch = augment.mixed(batch, plan.mixup, seed=seed, epoch=epoch)
+        yield _to_device(batch, device)
 
 
 def _to_device(batch: Batch, device: str) -> Batch:

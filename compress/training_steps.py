@@ -19,12 +19,11 @@ from compress.errors import InputRejected
 from compress.network import Network
 from compress.plan import Job, plugins_digest
 from compress.progress import duration, say
-from compress.sampling import VIEW_COUNT
 from compress.store import Step, Store, file_digest
 from compress.teacher_plan import TeacherPlan
 from compress.types import Dataset
 
-VERSIONS = {"teacher": 2, "train": 3, "prune": 2, "corrected": 1}
+VERSIONS = {"teacher": 2, "train": 4, "prune": 2, "corrected": 1}
 RECOVERY_LEARNING_RATE = 0.3  # of the recipe's: a pruned network keeps most of what it knew
 
 
@@ -42,7 +41,8 @@ def build(job: Job, spec: str, mean: tuple[float, ...], std: tuple[float, ...], 
     )
 
 
-def plan_for(job: Job, epochs: float, learning_rate: float, *, views: int = VIEW_COUNT) -> train.Plan:
+def plan_for(job: Job, epochs: float, learning_rate: float) -> train.Plan:
+    """How a teacher is trained: every epoch shows new views of the images, and labels teach."""
     recipe = job.recipe
     return train.Plan(
         epochs=epochs,
@@ -52,8 +52,13 @@ def plan_for(job: Job, epochs: float, learning_rate: float, *, views: int = VIEW
         schedule=recipe.schedule,
         weight_decay=recipe.weight_decay,
         ema=recipe.ema,
-        views=views,
     )
+
+
+def student_plan(job: Job, epochs: float, learning_rate: float) -> train.Plan:
+    """How those are trained that are taught: in the recipe's views, and mixed where it says so."""
+    taught = plan_for(job, epochs, learning_rate)
+    return dataclasses.replace(taught, views=job.recipe.views, mixup=job.recipe.mixup)
 
 
 def teacher_step(job: Job, store: Store, number: int) -> Step:
@@ -179,7 +184,7 @@ def train_step(
     def make(folder: Path) -> dict[str, Any]:
         training = distill.Training(
             plan=plan, name=name, seed=seed, student_execution=student_execution, thread_choices=thread_choices,
-            folder=folder, device=job.device,
+            folder=folder, device=job.device, pairing=job.recipe.pairing,
         )  # fmt: skip
         asked = live_teachers.together(job, store, sources, plan.views, dataset)
         result = distill.distill(network, asked, methods, Augmenter(dataset), training, with_stages=with_stages)
@@ -206,6 +211,7 @@ def _training_parts(
         "teacher": [source.key for source in sources],
         "ensemble": job.recipe.ensemble if len(sources) > 1 else "",
         "keep_answers": bool(sources and job.recipe.keep_answers),
+        "pairing": list(job.recipe.pairing) if sources else [],
         "device": job.device,
         "seed": seed,
         "plugins": plugins_digest(job),
@@ -235,7 +241,7 @@ def mutual_step(job: Job, store: Store, entries: tuple[catalog.Entry, ...], teac
     sources = []
     if distill.needs_teacher(job.methods):
         sources = [live_teachers.source(job, store, step, executions[-1].threads) for step in teachers]
-    plan = plan_for(job, recipe.epochs, recipe.learning_rate, views=recipe.views)
+    plan = student_plan(job, recipe.epochs, recipe.learning_rate)
     parts = {
         **_training_parts(job, job.methods, plan, sources, recipe.seed, job.transfer),
         "networks": [network.contract.spec for network in networks],
@@ -245,7 +251,7 @@ def mutual_step(job: Job, store: Store, entries: tuple[catalog.Entry, ...], teac
     def make(folder: Path) -> dict[str, Any]:
         training = distill.Training(
             plan=plan, name="peers", seed=recipe.seed, student_execution=executions[-1],
-            thread_choices=thread_choices, folder=folder, device=job.device,
+            thread_choices=thread_choices, folder=folder, device=job.device, pairing=recipe.pairing,
         )  # fmt: skip
         asked = live_teachers.together(job, store, sources, plan.views, job.transfer)
         result = mutual.learn(networks, tuple(executions), asked, job.methods, Augmenter(job.transfer), training)

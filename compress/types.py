@@ -79,8 +79,9 @@ class Signals:
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a method knows before training: of the two networks (their paired stages, the widths of their pooled
-    embeddings, 0 where there is none) and of the data (the labels int64 `[N]` of the train split, −1 where there is
-    none).
+    embeddings, 0 where there is none), of the data (the labels int64 `[N]` of the train split, −1 where there is
+    none; `mixup`, the share of images that are mixed with another), and how several teachers count together
+    ("probabilities", "logits" or "random"; "" for one).
     """
 
     pairs: tuple[tuple[Any, Any], ...]
@@ -89,6 +90,8 @@ class Setting:
     num_classes: int
     labels: np.ndarray
     batch_size: int
+    mixup: float = 0.0
+    together: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compress import randomness
-from compress.augment import Augmenter
+from compress.augment import Augmenter, mixed
 from compress.sampling import epoch_order, steps_per_epoch, views
 from compress.types import Dataset
 
@@ -205,3 +205,24 @@ def test_a_batch_costs_little() -> None:
         durations.append(time.perf_counter() - started)
     # measured 0.6 ms; a loop over images, or Pillow, needs more than 10 ms; the best of 20 is robust on a busy machine
     assert min(durations) < 0.005
+
+
+def test_mixed_images_are_those_of_two_and_have_no_label() -> None:
+    split = make_dataset(60)
+    augmenter, index = Augmenter(split), np.arange(60)[::-1].copy()
+    plain = augmenter.batch(index, np.ones(60))
+    made = mixed(plain, 0.5, seed=1, epoch=2)
+    hit = (made.labels == -1).numpy()
+    assert 15 < hit.sum() < 45 and np.array_equal(made.labels.numpy()[~hit], plain.labels.numpy()[~hit])
+    assert torch.equal(made.inputs[~hit], plain.inputs[~hit])
+    partner = plain.inputs.roll(-1, 0)
+    # the proportion that explains a mixture best explains it to rounding, and is spread over [0,1]
+    a, b, m = (x.flatten(1)[hit].double() for x in (plain.inputs, partner, made.inputs))
+    share = ((m - b) * (a - b)).sum(1) / (a - b).square().sum(1)
+    assert torch.allclose(m, b + share[:, None] * (a - b), atol=1e-6)
+    assert share.min() < 0.2 and share.max() > 0.8 and 0.3 < share.mean() < 0.7
+    again = mixed(plain, 0.5, seed=1, epoch=2)
+    assert torch.equal(again.inputs, made.inputs) and torch.equal(again.labels, made.labels)
+    assert not torch.equal(mixed(plain, 0.5, seed=1, epoch=3).inputs, made.inputs)
+    assert not torch.equal(mixed(plain, 0.5, seed=2, epoch=2).inputs, made.inputs)
+    assert (mixed(plain, 1.0, seed=0, epoch=0).labels == -1).all()

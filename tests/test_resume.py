@@ -129,7 +129,7 @@ def killed_after_every_step(root: str) -> None:
 def in_a_process(function: str, *arguments: str) -> list[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, __file__, function, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     return [*done.stdout.split("\n")[:-1], f"exit {done.returncode}", *([done.stderr] if done.returncode > 0 else [])]
 
 

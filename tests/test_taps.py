@@ -9,7 +9,7 @@ from torch import nn
 
 from compress import catalog, distill, fuse, network, taps, train
 from compress.augment import Augmenter
-from compress.errors import CompressError
+from compress.errors import CompressError, UsageError
 from compress.execution import Execution
 from compress.teacher import Live
 from compress.types import Dataset
@@ -46,6 +46,40 @@ def test_nets_without_a_common_stride_meet_at_their_deepest() -> None:
     deep = taps.Probe(stages=b.stages[1:], classifier="", pooled_dim=0)
     assert taps.pair(shallow, deep) == ((a.stages[0], b.stages[-1]),)
     assert taps.pair(taps.Probe(stages=(), classifier="", pooled_dim=0), deep) == ()
+
+
+def test_stages_can_be_paired_by_position_as_other_code_does() -> None:
+    pairs = taps.pair(probed("mobilenet"), probed("resnet56"), ("index",))
+    assert [(s.stride, t.stride) for s, t in pairs] == [(2, 1), (4, 2), (8, 4)]
+
+
+def test_pairs_can_be_named() -> None:
+    student, teacher = probed("mobilenet"), probed("resnet56")
+    named = ("body.features.13=body.layer3.0", "body.features.3=body.layer1")
+    pairs = taps.pair(student, teacher, named)
+    assert [(s.path, t.path) for s, t in pairs] == [
+        ("body.features.3", "body.layer1"), ("body.features.13", "body.layer3.0"),
+    ]  # fmt: skip
+    net = make("mobilenet")
+    tapped = taps.Tapped(net, student, [ours for ours, _ in pairs], PLAIN, logits=False)
+    maps = tapped(torch.rand(2, 3, 32, 32)).maps
+    tapped.close()
+    assert [tuple(m.shape[1:]) for m in maps.values()] == [ours.shape for ours, _ in pairs]
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        (("body.features.3=body.layer7",), "unknown map of the teacher `body.layer7`"),
+        (("body.feature.3=body.layer1",), "did you mean `body.features.3`"),
+        (("body.features.3=body.layer1", "body.features.3=body.layer2"), "stride 2 of the student twice"),
+        (("body.features.3=body.layer2", "body.features.13=body.layer1"), "crosses"),
+    ],
+)
+def test_pairs_that_cannot_be_are_explained(named: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        taps.pair(probed("mobilenet"), probed("resnet56"), named)
+    print(caught.value)
 
 
 @pytest.mark.parametrize("size", [8, 32, 64])

@@ -351,3 +351,18 @@ def test_the_seed_chooses_order_and_views(splits: Splits, tmp_path: Path) -> Non
         fit(net, part(splits.train, 32), Plan(epochs=1, batch_size=8), folder, seed=seed)
         digests.add(network.digest(net))
     assert len(digests) == 2
+
+
+def test_mixed_batches_have_no_labels(splits: Splits, tmp_path: Path) -> None:
+    split, seen = part(splits.train, 32), []
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        seen.append(batch)
+        return net(batch.inputs).square().mean()
+
+    net = make(split)
+    fit(net, split, Plan(epochs=2, batch_size=16, mixup=1.0), tmp_path, loss_of)
+    assert all((batch.labels == -1).all() for batch in seen) and len(seen) == 4
+    augmenter = augment.Augmenter(split)
+    own = [augmenter.batch(batch.index, batch.view).inputs for batch in seen]
+    assert all(not torch.allclose(a, batch.inputs) for a, batch in zip(own, seen, strict=True))

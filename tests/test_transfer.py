@@ -1,5 +1,6 @@
 """Transfer sets: classes left out, images without labels, and the bias that gives a missing class its chance back."""
 
+import dataclasses
 import doctest
 from pathlib import Path
 
@@ -132,3 +133,40 @@ def test_a_student_that_never_saw_a_class_learns_it_from_its_teacher(tmp_path: P
     assert correct["corrected"] > 359 - threes + 5, correct
     facts = result.document["stages"][2]
     assert "raised by" in facts["what"], facts
+
+
+def refused(splits: Splits, tmp_path: Path, **values: object) -> UsageError:
+    """What a run with this recipe says before it trains anything."""
+    common = {"student": "resnet_cifar:depth=8,stem=8,channels=8", "teacher": "resnet20", "epochs": 1, "name": "no"}
+    job = plan.make(recipe.from_values({**common, **values}), splits)
+    with pytest.raises(UsageError) as caught:
+        pipeline._try_networks(job)
+    print(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("kd", ["cross_entropy", "attention", "rkd", "crd;vid", "kd:kd_weight=0"])
+def test_images_without_labels_want_a_method_that_teaches_answers(kd: str, splits: Splits, tmp_path: Path) -> None:
+    unlabelled = transfer_set(splits.train, splits.train.class_names, splits.train.images[:40])
+    error = refused(dataclasses.replace(splits, transfer=unlabelled), tmp_path, kd=kd)
+    assert "labels alone" in error.message and "--kd kd" in error.hint
+
+
+def test_mixtures_want_a_method_that_teaches_answers(splits: Splits, tmp_path: Path) -> None:
+    assert "mixed" in refused(splits, tmp_path, kd="attention", mixup=1.0).message
+    assert "crd" in refused(splits, tmp_path, kd="kd;crd", mixup=0.5).message
+    for kd, share in (("attention", 0.5), ("attention;kd", 1.0), ("dist", 1.0), ("fitnet", 1.0)):
+        common = {"student": "resnet_cifar:depth=8", "teacher": "resnet20", "kd": kd, "mixup": share}
+        pipeline._try_networks(plan.make(recipe.from_values(common), splits))
+
+
+@pytest.mark.parametrize("kd", ["logits", "noisy"])
+def test_regression_on_a_mean_of_probabilities_is_refused(kd: str, splits: Splits, tmp_path: Path) -> None:
+    error = refused(splits, tmp_path, kd=kd, teacher="resnet20;resnet32")
+    assert "probabilities" in error.message and "ensemble=logits" in error.hint
+
+
+@pytest.mark.parametrize("values", [{"keep_answers": False}, {"mixup": 0.5}])
+def test_views_are_endless_where_no_answers_are_kept(values: dict[str, object], splits: Splits) -> None:
+    assert plan.make(recipe.from_values(values), splits).recipe.views == 2**31
+    assert plan.make(recipe.Recipe(), splits).recipe.views <= plan.MOST_VIEWS

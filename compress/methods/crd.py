@@ -66,6 +66,10 @@ def available_negatives(labels: np.ndarray) -> int:
 
 
 def check(config: Config, setting: Setting) -> None:
+    if setting.mixup:
+        raise UsageError(
+            "crd remembers one embedding of each image, and a mixture is of two", hint="leave `mixup` out, or crd"
+        )
     if available_negatives(setting.labels) < 1:
         raise UsageError("crd contrasts images of different classes; all of these are of one")
 

@@ -20,8 +20,9 @@ from typing import Any
 from torch import Tensor
 
 from compress.config import knob
+from compress.errors import UsageError
 from compress.losses import hard_label_loss
-from compress.types import Batch, Signals
+from compress.types import Batch, Setting, Signals
 
 NEEDS = ("teacher",)
 
@@ -33,12 +34,25 @@ class Config:
     center: bool = knob(False, "subtract each side's mean over classes first")
 
 
+def check(config: Config, setting: Setting) -> None:
+    if setting.together == "probabilities" and not config.center:
+        raise UsageError(
+            "logits compares logits, and the mean of several teachers' probabilities has none of their size",
+            hint="take --set ensemble=logits, or --kd logits:center=true",
+        )
+
+
 def regression(student_logits: Tensor, teacher_logits: Tensor, center: bool = False) -> Tensor:
     """1/(2B) Σ ‖z_s − z_t‖² of logits `[B,K]`."""
     if center:
         student_logits = student_logits - student_logits.mean(1, keepdim=True)
         teacher_logits = teacher_logits - teacher_logits.mean(1, keepdim=True)
     return (student_logits - teacher_logits).square().sum(1).mean() / 2
+
+
+def scale(config: Config) -> float:
+    """The gradient is the distance of the logits: for a trained teacher's, some ten times that of cross-entropy."""
+    return max(1.0, 10 * config.weight + config.ce_weight)
 
 
 def loss(config: Config, student: Signals, teacher: Signals, batch: Batch, adapters: Any) -> Tensor:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from compress.config import knob
+from compress.errors import UsageError
 from compress.losses import full_precision, hard_label_loss
-from compress.types import Batch, Signals
+from compress.types import Batch, Setting, Signals
 
 NEEDS = ("teacher",)
 
@@ -38,11 +39,24 @@ class Config:
     ce_weight: float = knob(0.0, "weight of the hard-label cross-entropy (the paper has none)", low=0, high=1e6)
 
 
+def check(config: Config, setting: Setting) -> None:
+    if setting.together == "probabilities":
+        raise UsageError(
+            "noisy compares logits, and the mean of several teachers' probabilities has none of their size",
+            hint="take --set ensemble=logits, or --set ensemble=random",
+        )
+
+
 def perturbed(logits: Tensor, alpha: float, sigma: float) -> Tensor:
     """Logits `[B,K]`, each row with probability alpha times 1 + N(0, sigma²), by torch's global generator."""
     noise = sigma * torch.randn_like(logits)
     selected = torch.rand(len(logits), 1, device=logits.device) < alpha
     return torch.where(selected, logits * (1 + noise), logits)
+
+
+def scale(config: Config) -> float:
+    """The gradient is the distance of the logits: for a trained teacher's, some ten times that of cross-entropy."""
+    return max(1.0, 10 * config.weight + config.ce_weight)
 
 
 def loss(config: Config, student: Signals, teacher: Signals, batch: Batch, adapters: Any) -> Tensor:

@@ -11,7 +11,7 @@ the answer is m_k = Σ_l P^l log Q^l_k, so that −Σ_k T_k m_k is the expected 
 is log Q of the leaf with the largest P^l. The trainer adds `penalty()`, the paper's C, to the objective.
 The a_i are running averages whose window grows with 2^d_i, as in the paper. How the gradient passes them it leaves
 open: here it is the current batch's, as if the whole window moved with it. β is one for all nodes and not learned; λ is
-that of kimhc6028/soft-decision-tree. Trees want larger learning rates than convolutional networks.
+that of kimhc6028/soft-decision-tree. Trees want larger learning rates than other networks, and say so to the trainer.
 """
 
 import math
@@ -93,6 +93,7 @@ def imbalance(branches: Tensor) -> Tensor:
 class SoftTree(nn.Module):
     """Inner nodes and leaves are numbered together, as in a heap: leaf l is node `nodes + l`."""
 
+    learning_rate_factor = 20.0  # the product of probabilities on a path makes gradients small
     branches: Tensor
     _latest: Tensor | None = None  # `[nodes,2]` of the last training forward, with its graph
     _counted = False  # whether `branches` has it already
