@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from compress import bench, environment, export, randomness, train
+from compress import bench, environment, evaluate, export, randomness, train
 from compress import network as net
 from compress.environment import versions
 from compress.plan import Job, plugins_digest
 from compress.progress import say
-from compress.store import Step, Store, file_digest
+from compress.store import Step, Store, digest, file_digest
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"export": 1, "quantize": 1, "answers": 1}
+VERSIONS = {"export": 1, "ensemble": 1, "quantize": 1, "answers": 1}
 
 
 def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
@@ -52,6 +52,33 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
         return {**facts, "parity": parity}
 
     return store.step("export", parts, make, say)
+
+
+def ensemble_step(job: Job, store: Store, members: list[Artifact]) -> Step:
+    """The mean of the members' probabilities as one ONNX file, compared with the mean of their own answers."""
+    parts = {
+        "version": VERSIONS["ensemble"],
+        "members": [member.digest for member in members],
+        "versions": versions("onnx"),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        path = folder / "model.onnx"
+        export.merge_members([member.path for member in members], path, recipe_digest=digest(parts))
+        facts = {
+            "digest": file_digest(path),
+            "parameters": sum(member.parameters for member in members),
+            "macs": sum(member.macs for member in members),
+        }
+        images = parity_images(job)
+        expected = evaluate.mean_of_answers([_answers(store, member, images) for member in members])
+        parity = export.compare(
+            expected, _answers(store, onnx_artifact(job, "ensemble", path, "float32", facts), images)
+        )
+        export.check_parity(parity, "ensemble")
+        return {**facts, "parity": parity}
+
+    return store.step("ensemble", parts, make, say)
 
 
 def parity_images(job: Job, count: int = 1000) -> np.ndarray:

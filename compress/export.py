@@ -7,6 +7,7 @@ lies `<name>.golden.npz`: real images and the logits expected of them.
 import io
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,49 @@ def prepend_normalisation(path: Path, mean: tuple[float, ...], std: tuple[float,
     graph.node.insert(0, helper.make_node("Div", [f"{inner}.centred", "compress.std"], [inner]))
     graph.node.insert(0, helper.make_node("Sub", [taken.name, "compress.mean"], [f"{inner}.centred"]))
     write_atomic(path, model.SerializeToString())
+
+
+def merge_members(members: list[Path], path: Path, *, recipe_digest: str) -> None:
+    """Write one ONNX file that answers log 1/M Σ_m softmax(z_m) of the files `members`, which take the same input."""
+    import onnx
+    from onnx import TensorProto, compose, helper
+
+    models = [compose.add_prefix(onnx.load(file), f"member{i}.") for i, file in enumerate(members, 1)]
+    first, taken, given = models[0], onnx.load(members[0]).graph.input[0], onnx.load(members[0]).graph.output[0]
+    nodes, logs = [], []
+    for model in models:
+        inner, answer = model.graph.input[0].name, model.graph.output[0].name
+        for node in model.graph.node:
+            node.input[:] = [taken.name if name == inner else name for name in node.input]
+            nodes.append(node)
+        logs.append(f"{answer}.log")
+        nodes.append(helper.make_node("LogSoftmax", [answer], [f"{answer}.normalised"], axis=1))
+        nodes.append(helper.make_node("Unsqueeze", [f"{answer}.normalised", "members.axis"], [logs[-1]]))
+    nodes += [
+        helper.make_node("Concat", logs, ["members.logs"], axis=2),
+        helper.make_node("ReduceLogSumExp", ["members.logs", "members.axis"], ["members.sum"], keepdims=0),
+        helper.make_node("Sub", ["members.sum", "members.count"], [given.name]),
+    ]
+    constants = [
+        helper.make_tensor("members.axis", TensorProto.INT64, [1], [2]),
+        helper.make_tensor("members.count", TensorProto.FLOAT, [], [math.log(len(members))]),
+    ]
+    weights = [tensor for model in models for tensor in model.graph.initializer]
+    del first.graph.node[:], first.graph.initializer[:], first.graph.input[:], first.graph.output[:]
+    first.graph.node.extend(nodes)
+    first.graph.initializer.extend([*weights, *constants])
+    first.graph.input.append(taken)
+    first.graph.output.append(given)
+    for model in models[1:]:
+        first.graph.value_info.extend(model.graph.value_info)
+        first.functions.extend(model.functions)
+    for entry in first.metadata_props:
+        if entry.key == "compress.network":
+            entry.value = f"the mean of {len(members)} × {entry.value}"
+        if entry.key == "compress.recipe_digest":
+            entry.value = recipe_digest
+    onnx.checker.check_model(first, full_check=True)
+    write_atomic(path, first.SerializeToString())
 
 
 def _drop_local_paths(model: Any) -> None:

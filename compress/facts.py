@@ -81,6 +81,7 @@ def of_run(
         "accuracy": measured["accuracy"],
         "measurements": measured["measurements"],
         "warnings": [*splits.warnings],
+        "tree": measured["tree"],
     }
 
 

@@ -26,6 +26,7 @@ from compress import (
     schedules,
     taps,
     training_steps,
+    tree_facts,
 )
 from compress.catalog import load as load_entry
 from compress.errors import CompressError, Unmeasurable
@@ -115,10 +116,15 @@ def make_chain(job: Job, store: Store) -> Iterator[Link]:
 
 
 def _students(job: Job, store: Store, teacher: Link, made: tuple[Step, ...]) -> Iterator[Link]:
-    """What the schedule trains. Of the generations the best on `select` is kept, the earlier one of equals."""
+    """What the schedule trains. Of the generations the best on `select` is kept, the earlier one of equals; the mean of
+    them all is measured beside.
+    """
+    links = {teacher.artifact.stage: teacher}
     candidates: list[tuple[int, Link]] = []
     for one in schedules.students(job, store, made):
-        link = _exported(job, store, one.stage, one.step, parent=one.parent, what=one.what, baseline=teacher)
+        above = links[one.parent]
+        link = _exported(job, store, one.stage, one.step, parent=one.parent, what=one.what, baseline=above)
+        links[one.stage] = link
         assert link.select
         if not one.candidate:
             yield link
@@ -132,6 +138,22 @@ def _students(job: Job, store: Store, teacher: Link, made: tuple[Step, ...]) -> 
     for _, link in candidates:
         reason = "" if link is best else f"{best.artifact.stage} is at least as good on select"
         yield replace(link, kept=link is best, reason=reason)
+    # Furlanello et al. 2018 average the generations after the first student
+    generations = [link for _, link in candidates[1:]]
+    if len(generations) > 1:
+        yield _ensemble(job, store, generations, best)
+
+
+def _ensemble(job: Job, store: Store, members: list[Link], best: Link) -> Link:
+    """The mean of the generations' probabilities, to be compared with the best of them; it never ships."""
+    step = artifact_steps.ensemble_step(job, store, [link.artifact for link in members])
+    artifact = artifact_steps.onnx_artifact(job, "ensemble", step.folder / "model.onnx", "float32", step.facts)
+    link = Link(
+        artifact=artifact, parent=best.artifact.stage, what=f"the mean of {len(members)} generations", step=step,
+        kept=False, reason=f"{len(members)} networks in one file, for comparison: one of them ships",
+        parity=step.facts["parity"], facts=step.facts,
+    )  # fmt: skip
+    return _judged(job, store, link, best, gate=False)
 
 
 def _try_networks(job: Job) -> None:
@@ -218,7 +240,9 @@ def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) ->
     what = (
         f"{job.recipe.prune:.0%} of the channels by {job.pruner.label}, {job.recipe.recover_epochs} epochs of recovery"
     )
-    return _exported(job, store, "pruned", recovered, parent="distilled", what=what, baseline=parent, gate=True)
+    return _exported(
+        job, store, "pruned", recovered, parent=parent.artifact.stage, what=what, baseline=parent, gate=True
+    )
 
 
 def _quantized(job: Job, store: Store, parent: Link) -> Link:
@@ -270,7 +294,15 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         "measurements": [facts.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
+        "tree": _tree(job, links),
     }
+
+
+def _tree(job: Job, links: list[Link]) -> dict[str, Any] | None:
+    """What the report draws where the student that ships is a tree."""
+    link = [link for link in links if link.kept and link.network][-1]
+    assert link.network
+    return tree_facts.of_network(training_steps.trained(job, link.network), link.artifact.stage, job.splits.report)
 
 
 def pairs_teacher(pairs: list[tuple[Artifact, str]], runtime: str) -> Artifact:

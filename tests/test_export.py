@@ -73,6 +73,36 @@ def test_the_file_answers_as_the_network_at_any_batch_size(exported) -> None:
         export.check_parity(facts, "test")
 
 
+def test_merged_members_answer_the_mean_of_their_probabilities_at_any_batch_size(exported, tmp_path: Path) -> None:
+    _, path = exported
+    other = tmp_path / "other.onnx"
+    export.export_onnx(make("resnet_cifar:depth=8,stem=8,channels=8"), other, recipe_digest="x")
+    merged = tmp_path / "merged.onnx"
+    export.merge_members([path, other, path], merged, recipe_digest="the ensemble's")
+    runtime = session(merged)
+    images = np.random.default_rng(0).random((7, 3, 16, 16), np.float32)
+    answers = [session(file).run(None, {"input": images})[0] for file in (path, other)]
+    p, q = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in answers)
+    for count in (1, 2, 7):
+        (got,) = runtime.run(["logits"], {"input": images[:count]})
+        assert np.allclose(np.exp(got), ((2 * p + q) / 3)[:count], atol=1e-6)
+    metadata = {entry.key: entry.value for entry in onnx.load(merged).metadata_props}
+    assert metadata["compress.recipe_digest"] == "the ensemble's" and "mean of 3" in metadata["compress.network"]
+    assert metadata["compress.class_names"] == json.dumps(["Zebra, striped", 'a "quoted" one', "ü"])
+
+
+def test_members_that_are_sure_do_not_overflow_the_mean(tmp_path: Path) -> None:
+    net = make("resnet_cifar:depth=8,stem=8,channels=8")
+    with torch.no_grad():
+        net.body.linear.weight.mul_(1e4)
+    export.export_onnx(net, tmp_path / "a.onnx", recipe_digest="x")
+    export.merge_members([tmp_path / "a.onnx"] * 2, tmp_path / "m.onnx", recipe_digest="x")
+    (got,) = session(tmp_path / "m.onnx").run(
+        None, {"input": np.random.default_rng(0).random((4, 3, 16, 16), np.float32)}
+    )
+    assert np.isfinite(got).all() and got.min() < -200
+
+
 def test_a_forgotten_normalisation_would_be_seen(exported) -> None:
     net, path = exported
     inputs = np.random.default_rng(0).random((4, 3, 16, 16), dtype=np.float32)

@@ -103,13 +103,23 @@ def test_the_best_generation_on_select_is_kept_and_the_refinery_ends_in_time(
 
     def exported(job, store, stage, step, **options) -> pipeline.Link:
         artifact = dataclasses.make_dataclass("A", ["stage"])(stage)
+        assert options["baseline"].artifact.stage == options["parent"]
         return pipeline.Link(
             artifact=artifact, parent=options["parent"], what="", step=step, select={"correct": next(results)}
         )
 
     monkeypatch.setattr(pipeline, "_exported", exported)
+    averaged: list[list[str]] = []
+    monkeypatch.setattr(
+        pipeline, "_ensemble", lambda job, store, members, best: averaged.append([m.artifact.stage for m in members])
+    )
+    teacher = pipeline.Link(
+        artifact=dataclasses.make_dataclass("A", ["stage"])("teacher"), parent="", what="", step=TEACHER[0]
+    )
     made = job(splits, generations=3, refine=refine)
-    links = list(pipeline._students(made, Store(tmp_path), None, TEACHER))  # type: ignore[arg-type]
+    links = [link for link in pipeline._students(made, Store(tmp_path), teacher, TEACHER) if link]
+    wanted = [f"generation-{number}" for number in range(1, stages)]
+    assert averaged == ([wanted] if len(wanted) > 1 else [])
     assert len(links) == stages
     assert [link.artifact.stage for link in links if link.kept] == [kept]
     assert all(kept in link.reason for link in links if not link.kept)
@@ -213,10 +223,18 @@ def test_the_whole_chain_with_assistant_peer_and_generations(splits, tmp_path) -
         "runtimes": "ort_cpu", "out": str(tmp_path),
     }  # fmt: skip
     store = Store(tmp_path / "store")
-    chosen = recipe.from_values({**common, "assistant": "mlp:depth=1,hidden=32", "generations": 1, "name": "chain"})
+    chosen = recipe.from_values({**common, "assistant": "mlp:depth=1,hidden=32", "generations": 2, "name": "chain"})
     result = pipeline.run(chosen, store=store)
-    stages = [artifact["stage"] for artifact in result.document["artifacts"]]
-    assert [s for s in dict.fromkeys(stages)] == ["teacher", "assistant-1", "distilled", "generation-1"]
+    stages = {artifact["stage"]: artifact for artifact in result.document["artifacts"]}
+    assert list(stages) == ["teacher", "assistant-1", "distilled", "generation-1", "generation-2", "ensemble"]
+    assert stages["ensemble"]["macs"] == 2 * stages["generation-1"]["macs"] and not stages["ensemble"]["file"]
+    assert stages["ensemble"]["parity"]["max_difference_of_spread"] < 1e-5
+    counted = {row["stage"]: row for row in result.document["accuracy"]}
+    assert counted["ensemble"]["n"] == 359
+    decided = {stage["name"]: stage for stage in result.document["stages"]}
+    kept = [name for name, stage in decided.items() if stage["decision"] == "kept" and stage["parent"]]
+    assert decided["ensemble"]["parent"] == kept[-1] and decided["ensemble"]["decision"] == "dropped"
+    assert decided["generation-2"]["select"]["parent_correct"] == decided["generation-1"]["select"]["correct"]
     shipped = {a["file"] for a in result.document["artifacts"] if a["file"]}
     assert shipped == {"teacher.onnx", "student.onnx"}
     assert pipeline.run(chosen, store=store).reused

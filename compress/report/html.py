@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_comparison, plots_latency, plots_stages, svg, tables, words
+from compress.report import plots_comparison, plots_latency, plots_stages, plots_tree, svg, tables, words
 from compress.report.labels import Labels, labels_of, timed
 from compress.report.markup import Markup, clean, element, escape, join
 
@@ -181,6 +181,18 @@ def _stages(document: dict[str, Any], labels: Labels) -> Markup:
     return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures)
 
 
+def _tree(document: dict[str, Any]) -> Markup | None:
+    drawn = plots_tree.tree(document)
+    if drawn is None:
+        return None
+    cut = len(document["tree"]["filters"]) < len(document["tree"]["leaves"]) - 1
+    return element(
+        "section",
+        _figure("The soft decision tree", words.TREE + words.TREE_CUT * cut, drawn),
+        _figure("Paths of some images", words.TREE_PATHS, plots_tree.paths(document)),
+    )
+
+
 def _environment(document: dict[str, Any]) -> Markup:
     env, data = document["environment"], document["dataset"]
     quota = f"{env['cpu_quota']:g} cores" if env["cpu_quota"] else "no limit"
@@ -230,6 +242,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Results", _note(words.RESULTS), tables.results(document, labels)),
         _plots(document, labels),
         _stages(document, labels),
+        _tree(document),
         _section("Latency in detail", tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document)),
         _section("Artifacts", tables.artifacts(document)),

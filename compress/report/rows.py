@@ -9,6 +9,7 @@ from compress import stats
 from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import aa_row, cell_rows, teacher_stage
 from compress.report.rows_stages import size_ratio, stage_rows
+from compress.report.rows_tree import tree_row
 from compress.report.rows_verdict import SHORT_TIERS, verdict
 
 
@@ -46,9 +47,9 @@ def _points(cells: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> list
 def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
-    Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `verdict`, `teacher`, `primary_cell` and `short_tier`. Each
-    number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing); units
-    are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
+    Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `tree`, `verdict`, `teacher`, `primary_cell`, `short_tier`.
+    Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
+    units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
     teacher = teacher_stage(facts)
     cells, accuracy, aa = cell_rows(facts), accuracy_rows(facts, teacher), aa_row(facts)
@@ -65,5 +66,6 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "aa": aa,
         "pareto": _points(cells, accuracy),
         "size_ratio": size,
+        "tree": tree_row(facts),
         "verdict": verdict(facts, cell, row, aa, size),
     }
