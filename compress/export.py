@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.errors import CompressError
+from compress.errors import CompressError, InputRejected
 from compress.fuse import fold_batchnorm
 from compress.images import PREPROCESSING
 from compress.network import Network
@@ -79,6 +79,44 @@ def prepend_normalisation(path: Path, mean: tuple[float, ...], std: tuple[float,
         graph.initializer.append(helper.make_tensor(f"compress.{name}", TensorProto.FLOAT, shape, values))
     graph.node.insert(0, helper.make_node("Div", [f"{inner}.centred", "compress.std"], [inner]))
     graph.node.insert(0, helper.make_node("Sub", [taken.name, "compress.mean"], [f"{inner}.centred"]))
+    write_atomic(path, model.SerializeToString())
+
+
+def prepend_resize(path: Path, size: tuple[int, int]) -> None:
+    """Rewrite the ONNX file so that it takes images of (height, width) `size` and resizes them to its own, bilinear.
+
+    As `torch.nn.functional.interpolate(…, mode="bilinear", antialias=True)`. Raises InputRejected where the file's
+    operator set cannot do that.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(path)
+    taken = model.graph.input[0]
+    own = [d.dim_value for d in taken.type.tensor_type.shape.dim[2:]]
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    smaller = any(a < b for a, b in zip(own, size, strict=True))
+    if opset < (18 if smaller else 11):
+        raise InputRejected(
+            f"{path.name} takes images of {own[0]}×{own[1]} and has opset {opset}, which cannot "
+            f"{'shrink images without aliasing (18 can)' if smaller else 'resize images (11 can)'}",
+            hint="export it for images of that size, with the resizing inside",
+        )
+    scales = []
+    for wanted, given in zip(own, size, strict=True):
+        scale = np.float32(wanted / given)
+        # runtimes take the floor of size · scale
+        scales.append(scale if math.floor(given * scale) == wanted else np.nextafter(scale, np.float32(np.inf)))
+    inner = f"{taken.name}.resized"
+    for node in model.graph.node:
+        node.input[:] = [inner if name == taken.name else name for name in node.input]
+    model.graph.initializer.append(helper.make_tensor("compress.scales", TensorProto.FLOAT, [4], [1.0, 1.0, *scales]))
+    options: dict[str, Any] = {"antialias": 1, "exclude_outside": 1} if smaller else {}
+    model.graph.node.insert(
+        0, helper.make_node("Resize", [taken.name, "", "compress.scales"], [inner], mode="linear", **options)
+    )
+    for dimension, value in zip(taken.type.tensor_type.shape.dim[2:], size, strict=True):
+        dimension.dim_value = value
     write_atomic(path, model.SerializeToString())
 
 

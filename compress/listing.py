@@ -41,14 +41,17 @@ class Listing:
     digest: str
 
 
-def read(root: Path) -> Listing:
-    """List `root`. Raises InputRejected for a missing or empty folder and for splits whose classes differ."""
+def read(root: Path, lacks: tuple[str, ...] = ()) -> Listing:
+    """List `root`. Of the classes, `train` may lack those named in `lacks`.
+
+    Raises InputRejected for a missing or empty folder and for splits whose classes differ otherwise.
+    """
     folders = _visible_folders(root)
     if not folders:
         raise InputRejected(f"the data folder {shown(root)} has no class folders", hint=_LAYOUTS)
     splits = _splits(root, folders)
     classes = {name: _classes(folder) for name, folder in splits.items()}
-    class_names = _common_classes(root, classes)
+    class_names = _common_classes(root, classes, lacks)
     found = {name: _files(folders, class_names) for name, folders in classes.items()}
     files = _by_use(root, found, class_names)
     key = [(use, f.path, f.stamp, f.problem) for use, rows in sorted(files.items()) for f in rows]
@@ -125,16 +128,20 @@ def _classes(folder: str) -> dict[str, str]:
     return found
 
 
-def _common_classes(root: Path, classes: dict[str, dict[str, str]]) -> tuple[str, ...]:
-    expected = sorted(next(iter(classes.values())))
+def _common_classes(root: Path, classes: dict[str, dict[str, str]], lacks: tuple[str, ...]) -> tuple[str, ...]:
+    train, *others = classes.values()
+    known_by_others = set[str]().union(*others)
+    expected = sorted({*train, *(name for name in lacks if name in known_by_others)})
     for split, found in classes.items():
-        lacking = [name for name in expected if name not in found]
+        allowed = lacks if found is train else ()
+        lacking = [name for name in expected if name not in found and name not in allowed]
         added = sorted(set(found) - set(expected))
         if lacking or added:
             parts = [f"lacks {_names(lacking)}"] * bool(lacking) + [f"adds {_names(added)}"] * bool(added)
             raise InputRejected(
                 f"the split `{split}` of {shown(root)} {' and '.join(parts)}, compared with `train`",
-                hint="every split needs the same class folders, in the same spelling",
+                hint="every split needs the same class folders, in the same spelling; a class that students are not to "
+                "see may be missing from train: --transfer-lacks CLASS",
             )
     if len(expected) < 2:
         found_text = f"only the class `{shown(expected[0])}`" if expected else "no class folders"
@@ -150,6 +157,8 @@ def _names(names: list[str]) -> str:
 def _files(folders: dict[str, str], class_names: tuple[str, ...]) -> list[File]:
     files: list[File] = []
     for label, name in enumerate(class_names):
+        if name not in folders:
+            continue  # allowed to be missing
         found = [_file(entry, label) for entry in _entries(folders[name])]
         if not found:
             raise InputRejected(

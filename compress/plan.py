@@ -10,7 +10,7 @@ from typing import Any
 
 from compress import answers, catalog, dataset, progress, sampling, teacher_plan, transfer
 from compress.catalog import Entry
-from compress.errors import UsageError, unknown
+from compress.errors import InputRejected, UsageError, unknown
 from compress.recipe import Recipe
 from compress.store import Store, file_digest, limit_bytes
 from compress.teacher_plan import TeacherPlan
@@ -93,7 +93,12 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
     if path.exists() or os.sep in recipe.data:
         if "," in recipe.data:
             raise UsageError(f"the path {recipe.data} holds a comma, which separates knobs", hint="rename the folder")
-        return f"folder:path={recipe.data},size={recipe.image_size}"
+        if any("," in name for name in recipe.transfer_lacks):
+            raise UsageError(
+                "a class of `transfer_lacks` holds a comma, which separates knobs", hint="rename its folder"
+            )
+        lacks = f",lacks={';'.join(recipe.transfer_lacks)}" if recipe.transfer_lacks else ""
+        return f"folder:path={recipe.data},size={recipe.image_size}{lacks}"
     error = unknown("data set", name, catalog.names("data", plugins))
     raise UsageError(
         f"{error.message}; and there is no folder {recipe.data}",
@@ -106,6 +111,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     learnt_from = splits.transfer or splits.train
     images = len(learnt_from.labels)
     teachers = teacher_plan.resolve(recipe, splits.train, plugins)
+    _check_classes(recipe, splits, teachers)
     overrides = {"width": recipe.width} if recipe.width else {}
     student = catalog.load("nets", recipe.student, plugins, overrides)
     if recipe.width and not hasattr(student.config, "width"):
@@ -155,6 +161,23 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         plugins=plugins,
         device=_device(recipe.device),
     )
+
+
+def _check_classes(recipe: Recipe, splits: Splits, teachers: tuple[TeacherPlan, ...]) -> None:
+    """Raises InputRejected where a class that students do not see cannot be taught or corrected."""
+    names = splits.train.class_names
+    for name in recipe.transfer_lacks:
+        label = names.index(name)
+        if any(teacher.file is None for teacher in teachers) and not (splits.train.labels == label).any():
+            raise InputRejected(
+                f"train has no images of the class `{name}`, so a teacher that is trained here would not know it",
+                hint="name one that does, with --teacher-checkpoint, or an ONNX file with --teacher",
+            )
+        if not (splits.select.labels == label).any():
+            raise InputRejected(
+                f"there is no image of the class `{name}` to choose the correction of its bias by: select has none",
+                hint="give the folder both val (for choices) and test (for the report), with images of all classes",
+            )
 
 
 def _views(recipe: Recipe, train: Dataset, epochs: int) -> int:

@@ -116,18 +116,26 @@ def _onnx_step(job: Job, store: Store, teacher: TeacherPlan) -> Step:
         train_split, copy = job.splits.train, folder / "model.onnx"
         found = files.open_onnx(path, store.root / "scratch")
         files.refuse_other_classes(found, path, train_split)
-        if found.input_shape != train_split.input_shape:
+        if found.input_shape[0] != train_split.input_shape[0]:
             raise InputRejected(
-                f"the teacher {path} takes images of shape {list(found.input_shape)} (channels, height, width), the "
-                f"data has {list(train_split.input_shape)}",
-                hint="export it for images of that size, with the resizing inside",
+                f"the teacher {path} takes images of {found.input_shape[0]} channels, the data has "
+                f"{train_split.input_shape[0]}",
+                hint="take another teacher, or other images",
             )
         shutil.copyfile(path, copy)
         if teacher.mean:
             export.prepend_normalisation(copy, teacher.mean, teacher.std)
+        if found.input_shape != train_split.input_shape:
+            export.prepend_resize(copy, train_split.input_shape[1:])
+            say(f"  teacher: images are resized to {'×'.join(map(str, found.input_shape[1:]))} inside it")
         digest = file_digest(copy)
         artifact = dataclasses.replace(
-            found, path=copy, digest=digest, stage="teacher", class_names=train_split.class_names
+            found,
+            path=copy,
+            digest=digest,
+            stage="teacher",
+            class_names=train_split.class_names,
+            input_shape=train_split.input_shape,
         )
         images, labels = _check_sample(train_split)
         threads, scratch = environment.allowed_threads(), store.root / "scratch"

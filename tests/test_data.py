@@ -1,6 +1,7 @@
 """A folder of images: its layout rules with their messages, and the cache of decoded arrays."""
 
 import os
+import shutil
 import sys
 import unicodedata
 from pathlib import Path
@@ -160,6 +161,17 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path: Path, cache: Path) -> No
     root = split_folder(tmp_path / "d", ("",))
     picture(root / "cow" / "1.png", 1)
     assert "the class `cow`" in message(root, cache)
+
+
+def test_train_may_lack_the_classes_that_are_named(tmp_path: Path, cache: Path) -> None:
+    root = split_folder(tmp_path / "d", ("train", "val", "test"), classes=("ant", "bee", "cat"))
+    shutil.rmtree(root / "train" / "bee")
+    assert "--transfer-lacks" in message(root, cache)
+    source = load(root, cache, lacks=("bee", "dog"))
+    assert source.class_names == ("ant", "bee", "cat")
+    assert set(source.train_labels.tolist()) == {0, 2} and set(source.report_labels.tolist()) == {0, 1, 2}
+    shutil.rmtree(root / "val" / "bee")
+    assert "`val`" in message(root, tmp_path / "other", lacks=("bee",))
 
 
 def test_a_split_that_lacks_or_adds_a_class(tmp_path: Path, cache: Path) -> None:

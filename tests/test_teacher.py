@@ -180,12 +180,13 @@ def test_bad_onnx_teachers_are_refused_by_name(splits: Splits, tmp_path: Path) -
         "resnet_cifar:depth=8", class_names=("a", "b"), input_shape=(1, 8, 8), mean=(0.5,), std=(1.0,), seed=0
     )
     export.export_onnx(wrong.eval(), tmp_path / "classes.onnx", recipe_digest="x")
-    large = network.build(
-        "resnet_cifar:depth=8", class_names=splits.train.class_names, input_shape=(1, 16, 16), mean=(0.5,), std=(1.0,),
-        seed=0,
+    colour = network.build(
+        "resnet_cifar:depth=8", class_names=splits.train.class_names, input_shape=(3, 8, 8), mean=(0.5,) * 3,
+        std=(1.0,) * 3, seed=0,
     )  # fmt: skip
-    export.export_onnx(large.eval(), tmp_path / "size.onnx", recipe_digest="x")
-    for name, part in (("noise", "noise.onnx"), ("untrained", "chance"), ("classes", "classes"), ("size", "16, 16")):
+    export.export_onnx(colour.eval(), tmp_path / "colour.onnx", recipe_digest="x")
+    bad = (("noise", "noise.onnx"), ("untrained", "chance"), ("classes", "classes"), ("colour", "3 channels"))
+    for name, part in bad:
         made = job(splits, teacher=str(tmp_path / f"{name}.onnx"))
         with pytest.raises(InputRejected) as caught:
             training_steps.teacher_step(made, Store(tmp_path / "store"), 0)
@@ -213,6 +214,57 @@ def test_a_teacher_of_another_size_is_resized_inside_and_exports(tmp_path: Path)
         with torch.no_grad():
             wanted = net(asked.inputs).numpy()
         assert np.abs(got - wanted).max() <= export.PARITY_TOLERANCE * np.ptp(wanted)
+
+
+@pytest.mark.parametrize("size", [16, 12, 4, 3])
+def test_an_onnx_file_of_another_size_is_given_resized_images(size: int, tmp_path: Path) -> None:
+    import onnxruntime
+
+    inside, path = make(size=size), tmp_path / "t.onnx"
+    contract = dataclasses.replace(inside.contract, input_shape=(1, size, size), size=0)
+    export.export_onnx(Network(inside.body, contract).eval(), path, recipe_digest="x")
+    export.prepend_resize(path, (8, 8))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        asked = batch(count)
+        with torch.no_grad():
+            wanted = inside(asked.inputs).numpy()
+        got = session.run(None, {"input": asked.inputs.numpy()})[0]
+        assert np.abs(got - wanted).max() <= export.PARITY_TOLERANCE * np.ptp(wanted)
+
+
+def test_an_operator_set_that_cannot_shrink_images_is_named(tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "old.onnx"
+    export.export_onnx(make(), path, recipe_digest="x")
+    model = onnx.load(path)
+    model.opset_import[0].version = 17
+    onnx.save(model, path)
+    with pytest.raises(InputRejected, match="opset 17") as caught:
+        export.prepend_resize(path, (16, 16))
+    print(caught.value)
+    export.prepend_resize(path, (4, 4))
+
+
+def test_a_teacher_of_twice_the_size_teaches_from_its_file(splits: Splits, tmp_path: Path) -> None:
+    store, small = Store(tmp_path / "store"), trained_like(splits)
+
+    class Halved(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small.body
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(torch.nn.functional.avg_pool2d(x, 2))
+
+    contract = dataclasses.replace(small.contract, input_shape=(1, 16, 16))
+    export.export_onnx(Network(Halved(), contract).eval(), tmp_path / "t.onnx", recipe_digest="x")
+    made = job(splits, teacher=str(tmp_path / "t.onnx"))
+    step = training_steps.teacher_step(made, store, 0)
+    assert step.facts["train_sample_top1_fraction"] > 0.8
+    source = live_teachers.source(made, store, step, threads=1)
+    assert answers(source.make(), batch()).shape == (6, 10)
 
 
 def test_an_ensemble_in_a_recipe_becomes_one_teacher(splits: Splits, tmp_path: Path) -> None:

@@ -170,3 +170,33 @@ def test_regression_on_a_mean_of_probabilities_is_refused(kd: str, splits: Split
 def test_views_are_endless_where_no_answers_are_kept(values: dict[str, object], splits: Splits) -> None:
     assert plan.make(recipe.from_values(values), splits).recipe.views == 2**31
     assert plan.make(recipe.Recipe(), splits).recipe.views <= plan.MOST_VIEWS
+
+
+def folder_without_threes(splits: Splits, root: Path) -> Path:
+    """Digits as a folder whose train split has no 3."""
+    for name, part in (("train", splits.train), ("val", splits.select), ("test", splits.report)):
+        for i, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            if name == "train" and (label == 3 or i % 4):
+                continue
+            path = root / name / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(path)
+    return root
+
+
+def test_a_folder_whose_train_split_lacks_a_class_wants_a_teacher_that_knows_it(splits: Splits, tmp_path: Path) -> None:
+    root, store = folder_without_threes(splits, tmp_path / "d"), Store(tmp_path / "store")
+    chosen = recipe.from_values({"data": str(root), "transfer_lacks": "3", "student": "mlp", "teacher": "mlp"})
+    found = plan.load_data(chosen, store)
+    assert found.train.class_names == splits.train.class_names and 3 not in found.train.labels
+    with pytest.raises(InputRejected, match="a teacher that is trained here") as caught:
+        plan.make(chosen, found)
+    print(caught.value)
+    network.save(make("mlp"), tmp_path / "net")
+    weights = str(tmp_path / "net" / "weights.safetensors")
+    known = dataclasses.replace(chosen, teacher_checkpoint=(weights,))
+    assert plan.make(known, found).transfer.class_names == splits.train.class_names
+    blind = dataclasses.replace(found, select=dataclasses.replace(found.select, labels=found.train.labels))
+    with pytest.raises(InputRejected, match="select has none") as caught:
+        plan.make(known, blind)
+    print(caught.value)

@@ -32,6 +32,7 @@ class Config:
         high=4096,
     )
     channels: int = knob(0, "1 grey, 3 colour, 0: 1 if all images are grey, else 3", low=0, high=3)
+    lacks: tuple[str, ...] = knob((), "classes that train may lack; --transfer-lacks sets it", separator=";")
 
 
 def load(
@@ -43,7 +44,7 @@ def load(
     wrong, and whatever `on_bad` is when more than a tenth of the files is bad.
     """
     root = _checked(config, on_bad)
-    found = listing.read(root)
+    found = listing.read(root, config.lacks)
     folder = cache / f"folder-{data_source.short_digest(_VERSION, found.digest, config.size, config.channels)}"
     facts = data_source.read_facts(folder)
     if facts is None:
@@ -91,7 +92,7 @@ def _build(config: Config, found: listing.Listing, on_bad: str, folder: Path, pr
             done += len(files)
         _judge(bad, total, on_bad)
         for use, kept in labels.items():
-            _check_classes(use, kept, found.class_names)
+            _check_classes(use, kept, found.class_names, config.lacks if use == "train" else ())
         progress(total, total)
         facts = {"uses": list(labels), "bad": sorted(bad), "total": total, "preprocessing": images.PREPROCESSING}
         data_source.write_facts(temporary, facts)
@@ -139,8 +140,9 @@ def _bad_files(bad: list[decoding.Bad], total: int, *, skipping: bool = False) -
     )
 
 
-def _check_classes(use: str, labels: list[int], class_names: tuple[str, ...]) -> None:
+def _check_classes(use: str, labels: list[int], class_names: tuple[str, ...], lacks: tuple[str, ...]) -> None:
     missing = sorted(set(range(len(class_names))) - set(labels))
+    missing = [label for label in missing if class_names[label] not in lacks]
     if missing:
         raise InputRejected(
             f"the class `{images.shown(class_names[missing[0]])}` has no usable image left in the {use} split",
