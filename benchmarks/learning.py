@@ -2,7 +2,8 @@
 
 All variants of an experiment train from the same initial weights on the same images in the same order, seed by seed;
 a difference is paired over the seeds, with a 95 % interval (Student's t). Answers are counted on the report split.
-Each result is written as it comes; a script that was stopped goes on where it was.
+Each result is written as it comes; a script that was stopped goes on where it was. LEARNING.md is made from the records
+by `learning.py --page`.
 """
 
 import argparse
@@ -22,10 +23,12 @@ from compress.errors import InputRejected, UsageError, unknown
 from compress.plan import Job
 from compress.progress import duration, say
 from compress.stats import t_quantile
-from compress.store import Store, digest, read_json
+from compress.store import Store, digest, read_json, write_atomic
 from compress.types import Splits
 
 SHIPS = "distilled"  # the outcome that a variant's name alone means
+PATHS = ("data", "teacher_checkpoint")
+PAGE = Path(__file__).with_name("LEARNING.md")
 
 
 def arguments() -> argparse.Namespace:
@@ -33,7 +36,8 @@ def arguments() -> argparse.Namespace:
     known = experiments.all_of("", "")
     names = "\n".join(f"  {name:14} {one.about}" for name, one in known.items())
     parser.epilog = "experiments:\n" + names
-    parser.add_argument("experiment", help="one of those below")
+    parser.add_argument("experiment", nargs="?", default="", help="one of those below")
+    parser.add_argument("--page", action="store_true", help="only write LEARNING.md anew, from the records")
     parser.add_argument("--data", default="", help="folder of CIFAR-10's images, for the experiments on it")
     parser.add_argument("--teacher-checkpoint", default="", help="weights of the resnet56 teacher, for these")
     parser.add_argument("--images", type=int, help="train images, even over the classes [the experiment's]")
@@ -42,6 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--variants", default="", help="only these, apart by semicolons [all]")
     parser.add_argument("--record", type=Path, help="file to write [records/learning_EXPERIMENT.json]")
     options = parser.parse_args()
+    if options.page:
+        return options
     if options.experiment not in known:
         raise unknown("experiment", options.experiment, list(known))
     for name, low in (("images", 100), ("epochs", 1), ("seeds", 1)):
@@ -128,8 +134,9 @@ class Results:
         self.write()
 
     def write(self) -> None:
+        common = {k: v for k, v in self.experiment.common.items() if k not in PATHS}
         facts = {
-            "about": self.experiment.about, "setting": self.setting, "rows": self.rows(),
+            "about": self.experiment.about, "common": common, "setting": self.setting, "rows": self.rows(),
             "comparisons": self.comparisons(), "results": self.found,
         }  # fmt: skip
         record.write(self.path, facts)
@@ -175,8 +182,45 @@ class Results:
             print(f"{one['ours']} against {one['baseline']}: {one['points']:+.2f} points ({interval})")
 
 
+def page(records: Path = record.RECORDS) -> str:
+    """All records of learning experiments as one Markdown page."""
+    parts = [
+        "# What distillation teaches here", "",
+        "Made by `learning.py --page` from `records/learning_*.json`, which hold every count. Variants of an experiment"
+        " share data, initial weights, order and views, seed by seed; differences are paired over the seeds, with 95 %"
+        " intervals (Student's t); one seed has none. Schedules are short, for two cores: read the differences, not the"
+        " levels, and of these only what the interval keeps away from 0.",
+    ]  # fmt: skip
+    for path in sorted(records.glob("learning_*.json")):
+        found = read_json(path)
+        images, values = found["setting"]["images"], found["common"]
+        said = "; ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in values.items())
+        parts += [
+            "", f"## {found['about']}", "",
+            f"{images or 'all'} train images; {found['setting']['report_images']} report images; {said or 'defaults'}. "
+            f"{found['machine']['cpu_model']}, {found['machine']['cores_allowed']} of its cores allowed.",
+            "", "| | seeds | top-1 % | CIFAR-100, published % | s |", "| --- | ---: | ---: | ---: | ---: |",
+        ]  # fmt: skip
+        for row in found["rows"]:
+            name = row["variant"] if row["outcome"] == SHIPS else f"{row['variant']}: {row['outcome']}"
+            published = row["published_cifar100_percent"]
+            parts.append(
+                f"| {name} | {row['seeds']} | {row['top1_percent']:.2f} | {f'{published:.2f}' if published else ''} | "
+                f"{row['seconds']:.0f} |"
+            )
+        parts += ["", "| | against | seeds | points of top-1 (95 %) |", "| --- | --- | ---: | --- |"]
+        for one in found["comparisons"]:
+            interval = "" if one["low"] is None else f" ({one['low']:+.2f} to {one['high']:+.2f})"
+            ours, baseline = (one[side].replace("/", ": ") for side in ("ours", "baseline"))
+            parts.append(f"| {ours} | {baseline} | {one['seeds']} | {one['points']:+.2f}{interval} |")
+    return "\n".join(parts) + "\n"
+
+
 def main() -> int:
     options = arguments()
+    if options.page:
+        write_atomic(PAGE, page().encode())
+        return record.CLAIM_HOLDS
     experiment = chosen(options)
     store = Store.default()
     wanted = [name for name in options.variants.split(";") if name] or list(experiment.variants)
@@ -186,8 +230,7 @@ def main() -> int:
     base = recipe.from_values(experiment.common)
     report = plan.load_data(base, store).report
     setting = {
-        "experiment": digest([{k: v for k, v in experiment.common.items() if k not in ("data", "teacher_checkpoint")},
-                              experiment.variants]),
+        "experiment": digest([{k: v for k, v in experiment.common.items() if k not in PATHS}, experiment.variants]),
         "images": experiment.images, "report_images": len(report.labels),
         "class_images": {n: int((report.labels == report.class_names.index(n)).sum()) for n in experiment.classes},
     }  # fmt: skip
@@ -208,6 +251,7 @@ def main() -> int:
         began = time.monotonic()
         counted = outcomes(job, store, experiment.classes)
         results.add(variant, seed, {"outcomes": counted, "seconds": round(time.monotonic() - began, 1)})
+    results.write()
     results.show()
     return record.CLAIM_HOLDS
 
