@@ -196,10 +196,10 @@ def train_step(
         )  # fmt: skip
         asked = live_teachers.together(job, store, sources, plan.views, dataset)
         result = distill.distill(network, asked, methods, Augmenter(dataset), training, with_stages=with_stages)
-        _say_what_was_kept(result)
+        kept = _what_was_kept(result)
         net.save(network, folder)
         distill.drop_checkpoints(folder)
-        return {**result, "execution": [facts["sentence"]]}
+        return {**result, "execution": [facts["sentence"], *kept]}
 
     return store.step(name, parts, make, say)
 
@@ -227,10 +227,14 @@ def _training_parts(
     }
 
 
-def _say_what_was_kept(result: dict[str, Any]) -> None:
-    if result.get("answers_kept"):
-        share, saved = result["answers_kept"] / result["answers_asked"], duration(result["seconds_saved"])
-        say(f"  teacher: {share:.1%} of its answers were kept from before, which saved about {saved}")
+def _what_was_kept(result: dict[str, Any]) -> list[str]:
+    """A sentence for the log and the report where the teacher's answers are kept."""
+    if not result.get("answers_asked"):
+        return []
+    share, saved = result["answers_kept"] / result["answers_asked"], duration(result["seconds_saved"])
+    sentence = f"{share:.1%} of the teacher's answers were kept from before, which saved about {saved}"
+    say(f"  {sentence}")
+    return [sentence]
 
 
 def mutual_step(job: Job, store: Store, entries: tuple[catalog.Entry, ...], teachers: tuple[Step, ...]) -> list[Step]:
@@ -263,11 +267,11 @@ def mutual_step(job: Job, store: Store, entries: tuple[catalog.Entry, ...], teac
         )  # fmt: skip
         asked = live_teachers.together(job, store, sources, plan.views, job.transfer)
         result = mutual.learn(networks, tuple(executions), asked, job.methods, Augmenter(job.transfer), training)
-        _say_what_was_kept(result)
+        kept = _what_was_kept(result)
         for number, network in enumerate(networks):
             net.save(network, folder / str(number))
         distill.drop_checkpoints(folder)
-        return result
+        return {**result, "execution": kept}
 
     say(f"student with {len(entries) - 1} peers")
     step = store.step("peers", parts, make, say)
