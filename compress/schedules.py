@@ -1,9 +1,9 @@
 """Ways to a student that take several trainings: assistants, peers, generations. Plain loops over training steps."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from compress import catalog, training_steps
+from compress import catalog, taps, training_steps
 from compress.catalog import Entry
 from compress.plan import Job
 from compress.progress import say
@@ -45,6 +45,8 @@ def students(job: Job, store: Store, teachers: tuple[Step, ...]) -> Iterator[Mad
     yield Made(stage="distilled", what=what, step=step, parent=parent, candidate=True)
     born_again = (catalog.load("methods", BORN_AGAIN),)
     parent = "distilled"
+    # a pairing by names is of the first teacher's modules, and these methods read none
+    job = replace(job, recipe=replace(job.recipe, pairing=taps.BY_STRIDE))
     for number in range(1, job.recipe.generations + 1):
         stage = f"generation-{number}"
         step = _trained(job, store, stage, job.student, (step,), born_again, seed=job.recipe.seed + number)

@@ -79,6 +79,17 @@ def test_generations_are_new_networks_taught_by_the_last_one_alone_without_label
     assert len({call["net"] for call in calls.made}) == 1 and all(one.candidate for one in found)
 
 
+def test_generations_do_not_look_for_the_modules_of_the_first_teacher(splits, tmp_path, monkeypatch) -> None:
+    pairings = []
+    monkeypatch.setattr(
+        training_steps, "train_step", lambda job, store, name, *rest, **options: (
+            pairings.append(job.recipe.pairing), Step(folder=Path(name), key=name, facts={}, reused=False)
+        )[1],
+    )  # fmt: skip
+    list(schedules.students(job(splits, generations=1, pairing="body.a=body.b"), Store(tmp_path), TEACHER))
+    assert pairings == [("body.a=body.b",), ("stride",)]
+
+
 def test_who_stops_asking_stops_the_training(splits, tmp_path, monkeypatch) -> None:
     calls = Calls(monkeypatch)
     lazy: Iterator = schedules.students(job(splits, generations=9), Store(tmp_path), TEACHER)
