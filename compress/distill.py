@@ -167,6 +167,8 @@ def distill(
         objective = partial(_stage_loss, b, stage)
         phases[label] = _phase(networks, training, augmenter, objective, replace(stage, name=label))
     share = 1.0 - sum(stage.share for _, stage in staged)
+    if any("maps" in b.entry.module.NEEDS for b in bound):
+        say(f"  {taps.describe_pairs(setting.pairs)}")
     common = replace(common_phase(bound, setting.pairs), share=share)
     # AdamW does not feel the size of an objective, nor that of a network's gradients
     factor = 1.0

@@ -32,7 +32,8 @@ def seconds_of(job: Job, store: Store) -> dict[str, float]:
         seconds["pruned"] = recipe.recover_epochs * images * per_image
     tier = bench.TIERS[recipe.tier]
     made = [stage for stage in seconds if not stage.startswith("teacher")]
-    stages = len(job.teachers) + len(made) + bool(job.quantizer)
+    extra = (recipe.generations > 1) + bool(recipe.transfer_lacks)  # the mean of generations; the corrected student
+    stages = len(job.teachers) + len(made) + bool(job.quantizer) + extra
     cells = (stages * len(recipe.runtimes) + 1) * len(recipe.threads)
     seconds["benchmark"] = cells * tier.rounds * (tier.warmup_s + tier.block_s + 1.0)
     return seconds

@@ -92,21 +92,22 @@ def prepend_resize(path: Path, size: tuple[int, int]) -> None:
     from onnx import TensorProto, helper
 
     model = onnx.load(path)
-    taken = model.graph.input[0]
+    weights = {tensor.name for tensor in model.graph.initializer}  # old files list these as inputs too
+    taken = next(value for value in model.graph.input if value.name not in weights)
     own = [d.dim_value for d in taken.type.tensor_type.shape.dim[2:]]
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     smaller = any(a < b for a, b in zip(own, size, strict=True))
-    if opset < (18 if smaller else 11):
+    if opset < (18 if smaller else 13):
         raise InputRejected(
             f"{path.name} takes images of {own[0]}×{own[1]} and has opset {opset}, which cannot "
-            f"{'shrink images without aliasing (18 can)' if smaller else 'resize images (11 can)'}",
+            f"{'shrink images without aliasing (18 can)' if smaller else 'resize images by a scale alone (13 can)'}",
             hint="export it for images of that size, with the resizing inside",
         )
     scales = []
     for wanted, given in zip(own, size, strict=True):
         scale = np.float32(wanted / given)
-        # runtimes take the floor of size · scale
-        scales.append(scale if math.floor(given * scale) == wanted else np.nextafter(scale, np.float32(np.inf)))
+        # the floor of size · scale is taken, at run time in single precision and by shape inference in double
+        scales.append(scale if float(scale) * given >= wanted else np.nextafter(scale, np.float32(np.inf)))
     inner = f"{taken.name}.resized"
     for node in model.graph.node:
         node.input[:] = [inner if name == taken.name else name for name in node.input]

@@ -141,7 +141,7 @@ def _common_classes(root: Path, classes: dict[str, dict[str, str]], lacks: tuple
             raise InputRejected(
                 f"the split `{split}` of {shown(root)} {' and '.join(parts)}, compared with `train`",
                 hint="every split needs the same class folders, in the same spelling; a class that students are not to "
-                "see may be missing from train: --transfer-lacks CLASS",
+                "see may be missing from train: --transfer-lacks CLASS, again for each",
             )
     if len(expected) < 2:
         found_text = f"only the class `{shown(expected[0])}`" if expected else "no class folders"

@@ -79,7 +79,7 @@ def source(job: Job, store: Store, step: Step, threads: int) -> Source:
         key=step.key,
         execution=chosen,
         seconds_per_image=1 / facts["images_per_second"],
-        make=lambda: Live(network, chosen, job.device),
+        make=lambda: Live(network, chosen, job.device, fold="=" not in job.recipe.pairing[0]),
     )
 
 

@@ -39,6 +39,17 @@ def refuse_stages(bound: tuple[distill.Bound, ...]) -> None:
             )
 
 
+def common_rate_factor(networks: tuple[Network, ...]) -> float:
+    """What the learning rate of all is multiplied by. Raises UsageError where they want different ones."""
+    factors = {getattr(network.body, "learning_rate_factor", 1.0) for network in networks}
+    if len(factors) > 1:
+        raise UsageError(
+            "networks that learn together share one learning rate, and these want different ones",
+            hint="take a --peer of the student's kind, or --set optimizer=adamw",
+        )
+    return factors.pop()
+
+
 def learn(
     networks: tuple[Network, ...],
     executions: tuple[Execution, ...],
@@ -77,8 +88,10 @@ def learn(
             terms.append(distill.sum_of_losses(bound, own, answer and _of(answer, stage), batch))
         return torch.stack(terms).sum()
 
-    size = distill.objective_scale(methods) + 1.0 if training.plan.optimizer == "sgd" else 1.0
-    gentler = replace(training.plan, learning_rate=training.plan.learning_rate / size)
+    factor = 1.0
+    if training.plan.optimizer == "sgd":
+        factor = common_rate_factor(networks) / (distill.objective_scale(methods) + 1.0)
+    gentler = replace(training.plan, learning_rate=training.plan.learning_rate * factor)
     try:
         facts = distill.fit(training, "", module, loss_of, augmenter, gentler)
     finally:

@@ -302,7 +302,8 @@ def _tree(job: Job, links: list[Link]) -> dict[str, Any] | None:
     """What the report draws where the student that ships is a tree."""
     link = [link for link in links if link.kept and link.network][-1]
     assert link.network
-    return tree_facts.of_network(training_steps.trained(job, link.network), link.artifact.stage, job.splits.report)
+    network = training_steps.trained(job, link.network)
+    return tree_facts.of_network(network, link.artifact.stage, job.splits.report, job.plugins)
 
 
 def pairs_teacher(pairs: list[tuple[Artifact, str]], runtime: str) -> Artifact:

@@ -85,6 +85,10 @@ def load_data(recipe: Recipe, store: Store, plugins: tuple[Path, ...] = ()) -> S
 def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
     """`--data` as a catalogue spec: a name stays, anything that looks like a path becomes `folder:path=…`."""
     name = recipe.data.partition(":")[0]
+    if name == "folder" and "lacks=" in recipe.data:
+        raise UsageError("the knob `lacks` of a folder is set by --transfer-lacks", hint="give that instead")
+    if name == "folder" and not recipe.image_size:
+        return recipe.data + _lacks(recipe)
     if name in catalog.names("data", plugins):
         if recipe.image_size and name != "folder":
             raise UsageError(f"`image_size` is for folders of images; `{name}` has its own size")
@@ -93,17 +97,20 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
     if path.exists() or os.sep in recipe.data:
         if "," in recipe.data:
             raise UsageError(f"the path {recipe.data} holds a comma, which separates knobs", hint="rename the folder")
-        if any("," in name for name in recipe.transfer_lacks):
-            raise UsageError(
-                "a class of `transfer_lacks` holds a comma, which separates knobs", hint="rename its folder"
-            )
-        lacks = f",lacks={';'.join(recipe.transfer_lacks)}" if recipe.transfer_lacks else ""
-        return f"folder:path={recipe.data},size={recipe.image_size}{lacks}"
+        return f"folder:path={recipe.data},size={recipe.image_size}{_lacks(recipe)}"
     error = unknown("data set", name, catalog.names("data", plugins))
     raise UsageError(
         f"{error.message}; and there is no folder {recipe.data}",
         hint=error.hint or "give a name, or the path of a folder DIR/{train,val,test}/CLASS/*",
     )
+
+
+def _lacks(recipe: Recipe) -> str:
+    """The knob of a folder that says which classes its train split may lack. A name with a comma, which separates
+    knobs, cannot be among them.
+    """
+    names = [name for name in recipe.transfer_lacks if "," not in name]
+    return f",lacks={';'.join(names)}" if names else ""
 
 
 def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
@@ -216,6 +223,10 @@ def describe(job: Job) -> list[str]:
         + "".join(f", together with {entry.label}" for entry in job.peers),
         *([f"again    {recipe.generations} generations" + " at most" * recipe.refine] if recipe.generations else []),
     ]
+    if recipe.mixup:
+        lines.append(f"mixup    {recipe.mixup:.0%} of the images, mixed with another, without a label")
+    if recipe.pairing != ("stride",):
+        lines.append(f"pairing  {'; '.join(recipe.pairing)}")
     if job.pruner:
         lines.append(
             f"prune    {recipe.prune:.0%} of the channels by {job.pruner.label}, {recipe.recover_epochs} epochs"

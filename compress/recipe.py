@@ -120,6 +120,11 @@ class Recipe:
                 f"`{';'.join(self.pairing)}`",
                 hint="for example --set 'pairing=body.features.6=body.layer2;body.features.13=body.layer3'",
             )
+        if "=" in self.pairing[0] and (self.assistant or self.peer):
+            raise UsageError(
+                "`pairing` by names is of one student and one teacher, not of assistants or peers",
+                hint="take --set pairing=stride",
+            )
         for key in ("teacher_mean", "teacher_std"):
             for text in getattr(self, key):
                 parse_channels(text, key)

@@ -66,6 +66,7 @@ class _Call:
 def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
     """Find the stages of `network` with one forward pass in eval mode."""
     calls: list[_Call] = []
+    outputs: list[tuple[Tensor, int]] = []  # of each call, and its version: what changes later cannot be read
     linears: list[tuple[str, int]] = []
     handles = []
     square = input_shape[1] == input_shape[2]
@@ -81,6 +82,7 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
                 given = inputs[0].shape if inputs and isinstance(inputs[0], Tensor) else None
                 block = not leaf and not isinstance(module, nn.Sequential) and given == output.shape
                 calls.append(_Call(path, found[0], leaf, type(module).__name__ if block else "", *found[1:]))
+                outputs.append((output, output._version))
 
         def record_linear(layer: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
             if inputs[0].dim() == 2:
@@ -109,7 +111,11 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
     if len(stages) < FEW_STAGES:
         stages = tuple(_blocks(calls, input_shape[-1])) or stages
     # a module that is called several times is read at its last call
-    places = {call.path: _tap(call, order, input_shape[-1]) for order, call in enumerate(calls) if call.path}
+    places = {
+        call.path: _tap(call, order, input_shape[-1])
+        for order, (call, (output, version)) in enumerate(zip(calls, outputs, strict=True))
+        if call.path and output._version == version
+    }
     return Probe(stages=stages, classifier=classifier, pooled_dim=pooled_dim, places=places)
 
 
@@ -224,7 +230,7 @@ def _named(student: Probe, teacher: Probe, pairing: tuple[str, ...]) -> Pairs:
         twice = next((stride for stride in strides if strides.count(stride) > 1), 0)
         if twice:
             raise UsageError(f"`pairing` names stride {twice} of the {side} twice: one map a stride can be read")
-        if strides != sorted(strides):
+        if (orders := [taps[number].order for taps in pairs]) != sorted(orders):
             raise UsageError("`pairing` crosses: a deeper map of one side is paired with a shallower one of the other")
     return tuple(pairs)
 

@@ -43,11 +43,12 @@ class Live:
 
     together = ""
 
-    def __init__(self, network: Network, execution: Execution, device: str = "cpu"):
+    def __init__(self, network: Network, execution: Execution, device: str = "cpu", *, fold: bool = True):
         self.probe: taps.Probe | None = taps.probe(network, network.contract.input_shape)
         self.execution, self.device = execution, device
-        folded = execution.prepare(fold_batchnorm(copy.deepcopy(network)).to(device))
-        self.network = folded.eval().requires_grad_(False)
+        # a convolution that took up its BatchNorm puts out another map: who reads by name wants the module's own
+        own = fold_batchnorm(copy.deepcopy(network)) if fold else copy.deepcopy(network)
+        self.network = execution.prepare(own.to(device)).eval().requires_grad_(False)
 
     def open(self, stage: Stage) -> Reader:
         assert self.probe

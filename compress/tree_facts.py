@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,23 @@ from compress.types import Dataset
 
 DRAWN_LEVELS = 5  # of inner nodes; a deeper tree would not be readable
 _SAMPLES = 8
+_AT_ONCE = 256  # images
 # who sees no colours still sees the sign: orange is the darker of the two on paper
 _LEFT, _RIGHT = (194, 86, 10), (0, 114, 178)
 
 
-def of_network(network: Network, stage: str, dataset: Dataset) -> dict[str, Any] | None:
+def of_network(network: Network, stage: str, dataset: Dataset, plugins: tuple[Path, ...] = ()) -> dict[str, Any] | None:
     """Facts for `report.tree`, from all images of `dataset`; None for a network that is no tree."""
-    entry = catalog.load("nets", network.contract.spec)
+    entry = catalog.load("nets", network.contract.spec, plugins)
     if not hasattr(entry.module, "picture"):
         return None
-    pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).float() / 255
-    found = entry.module.picture(network.body, pixels * network.scale + network.shift)
-    paths = found.paths.numpy()
+    parts = []
+    for start in range(0, len(dataset.images), _AT_ONCE):
+        images = np.ascontiguousarray(dataset.images[start : start + _AT_ONCE].transpose(0, 3, 1, 2))
+        pixels = torch.from_numpy(images).float() / 255
+        found = entry.module.picture(network.body, pixels * network.scale + network.shift)
+        parts.append(found.paths.numpy())
+    paths = np.concatenate(parts)
     reached = np.bincount(paths.flatten(), minlength=len(found.filters) + len(found.leaves))
     drawn = found.filters[: 2**DRAWN_LEVELS - 1].numpy()
     return {

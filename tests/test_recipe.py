@@ -171,3 +171,13 @@ def test_data_is_a_name_or_a_path(tmp_path: Path, monkeypatch) -> None:
             plan.data_spec(Recipe(data=data))
         print(caught.value)
         assert part in str(caught.value)
+
+
+def test_a_pairing_by_names_is_of_two_networks_only() -> None:
+    for more in ({"peer": ("mlp",)}, {"assistant": ("mlp",)}):
+        with pytest.raises(UsageError, match="by names") as caught:
+            Recipe(pairing=("a=b",), **more)
+        print(caught.value)
+    for bad in (("strid",), ("a=b", "c"), ("a=b=c",)):
+        with pytest.raises(UsageError, match="pairing"):
+            Recipe(pairing=bad)

@@ -118,3 +118,17 @@ def test_parts_that_do_not_fit_are_refused(key: str, value: object) -> None:
     with pytest.raises(InputRejected, match="tree") as caught:
         report.document_of(facts)
     print(caught.value)
+
+
+def test_a_network_of_a_plugin_is_looked_for_there(digits: Dataset, tmp_path) -> None:
+    plugin = tmp_path / "mynet.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom torch import nn\nfrom compress.config import NoKnobs as Config\n"
+        "def build(config, num_classes, input_shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    net = network.build(
+        "mynet", class_names=digits.class_names, input_shape=digits.input_shape, mean=(0.5,), std=(0.5,), seed=0,
+        plugins=(plugin,),
+    )  # fmt: skip
+    assert tree_facts.of_network(net, "distilled", digits, (plugin,)) is None

@@ -213,6 +213,14 @@ def test_one_step_of_a_peer_is_that_of_its_own_objective(tmp_path) -> None:
         assert torch.allclose(after, start - rate * start.grad, atol=1e-7)
 
 
+def test_peers_share_the_rate_that_their_kind_wants() -> None:
+    trees, others = peers(2, "soft_tree"), peers(1)
+    assert mutual.common_rate_factor(trees) == 20 and mutual.common_rate_factor(others) == 1
+    with pytest.raises(UsageError, match="learning rate") as caught:
+        mutual.common_rate_factor(trees + others)
+    print(caught.value)
+
+
 def test_methods_with_stages_are_refused_for_peers(tmp_path) -> None:
     nets = peers(2, "resnet_cifar:depth=8,stem=8,channels=8")
     bound = distill.bind(

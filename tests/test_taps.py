@@ -12,7 +12,7 @@ from compress.augment import Augmenter
 from compress.errors import CompressError, UsageError
 from compress.execution import Execution
 from compress.teacher import Live
-from compress.types import Dataset
+from compress.types import Batch, Dataset, Stage
 
 PLAIN = Execution(channels_last=False)
 
@@ -80,6 +80,29 @@ def test_pairs_that_cannot_be_are_explained(named: tuple[str, ...], words: str) 
     with pytest.raises(UsageError, match=words) as caught:
         taps.pair(probed("mobilenet"), probed("resnet56"), named)
     print(caught.value)
+
+
+def test_what_an_activation_overwrites_is_no_place_to_read() -> None:
+    places = probed("mobilenet").places
+    assert "body.features.3" in places and "body.features.0.1" not in places
+
+
+def test_a_teacher_read_by_names_gives_the_modules_own_maps() -> None:
+    net, images = make("resnet20"), torch.rand(4, 3, 32, 32)
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 2.0, 5.0)
+    tap = taps.probe(net, (3, 32, 32)).places["body.layer1.0.conv1"]
+    wanted: list[torch.Tensor] = []
+    net.get_submodule(tap.path).register_forward_hook(lambda *given: wanted.append(given[2]))
+    with torch.no_grad():
+        net(images)
+    net.get_submodule(tap.path)._forward_hooks.clear()
+    for fold in (True, False):
+        stage = Stage(name="", share=1.0, loss=lambda: None, pairs=((tap, tap),))
+        reader = Live(net, Execution(channels_last=False, frozen=True), fold=fold).open(stage)
+        batch = Batch(inputs=images, labels=None, index=np.arange(4), view=np.zeros(4), progress=0.0)
+        assert torch.allclose(reader(batch).maps[tap.stride], wanted[0], atol=1e-4) == (not fold)
+        reader.close()
 
 
 @pytest.mark.parametrize("size", [8, 32, 64])

@@ -233,6 +233,24 @@ def test_an_onnx_file_of_another_size_is_given_resized_images(size: int, tmp_pat
         assert np.abs(got - wanted).max() <= export.PARITY_TOLERANCE * np.ptp(wanted)
 
 
+@pytest.mark.parametrize(("own", "given"), [(224, 96), (28, 61), (28, 96), (17, 33)])
+def test_a_resized_size_is_the_same_at_run_time_and_by_shape_inference(own: int, given: int, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    path = tmp_path / "t.onnx"
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 1, own, own]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    export.prepend_resize(path, (given, given))
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    (resized,) = (v for v in inferred.graph.value_info if v.name == "x.resized")
+    assert [d.dim_value for d in resized.type.tensor_type.shape.dim[2:]] == [own, own]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros((2, 1, given, given), np.float32)})[0].shape == (2, 1, own, own)
+
+
 def test_an_operator_set_that_cannot_shrink_images_is_named(tmp_path: Path) -> None:
     import onnx
 

@@ -45,7 +45,9 @@ def load(
     """
     root = _checked(config, on_bad)
     found = listing.read(root, config.lacks)
-    folder = cache / f"folder-{data_source.short_digest(_VERSION, found.digest, config.size, config.channels)}"
+    folder = (
+        cache / f"folder-{data_source.short_digest(_VERSION, found.digest, config.size, config.channels, config.lacks)}"
+    )
     facts = data_source.read_facts(folder)
     if facts is None:
         facts = _build(config, found, on_bad, folder, progress or (lambda done, total: None))

@@ -188,7 +188,7 @@ def _tree(document: dict[str, Any]) -> Markup | None:
     cut = len(document["tree"]["filters"]) < len(document["tree"]["leaves"]) - 1
     return element(
         "section",
-        _figure("The soft decision tree", words.TREE + words.TREE_CUT * cut, drawn),
+        _figure(f"The soft decision tree ({document['tree']['stage']})", words.TREE + words.TREE_CUT * cut, drawn),
         _figure("Paths of some images", words.TREE_PATHS, plots_tree.paths(document)),
     )
 

@@ -25,7 +25,8 @@ LOSSES = "As logged while training."
 TREE = (
     "Each square is the filter of an inner node: images that are bright where it is blue go right, where it is orange "
     "left. A line is as wide as the share of the report images that go that way. Each leaf holds one distribution over "
-    "the classes, in their order; an image is answered by the leaf of its most probable path."
+    "the classes, in their order; an image is answered by the leaf of its most probable path. "
+    "Drawn is the float network; 8 bits may turn elsewhere."
 )
 TREE_CUT = " The tree is deeper than what is drawn."
 TREE_PATHS = "The first image of each of some classes of the report split: the filters on its way, and its leaf."
