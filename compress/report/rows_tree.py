@@ -22,7 +22,7 @@ def tree_row(facts: dict[str, Any]) -> dict[str, Any] | None:
         raise ValueError("a leaf of the tree has another number of classes than the data")
     if len(tree["filters"]) + 1 not in {2**levels for levels in range(1, depth + 1)}:
         raise ValueError(f"{len(tree['filters'])} filters are no whole levels of a tree of depth {depth}")
-    best = [max(range(len(leaf)), key=lambda k, leaf=leaf: leaf[k]) for leaf in leaves]
+    best = [max(range(len(leaf)), key=leaf.__getitem__) for leaf in leaves]
     images = tree["reached"][0]
     return {
         "leaves": [{"best": names[k], "probability": leaf[k]} for k, leaf in zip(best, leaves, strict=True)],
