@@ -199,15 +199,13 @@ def page(records: Path = record.RECORDS) -> str:
             "", f"## {found['about']}", "",
             f"{images or 'all'} train images; {found['setting']['report_images']} report images; {said or 'defaults'}. "
             f"{found['machine']['cpu_model']}, {found['machine']['cores_allowed']} of its cores allowed.",
-            "", "| | seeds | top-1 % | CIFAR-100, published % | s |", "| --- | ---: | ---: | ---: | ---: |",
+            "", "| | seeds | top-1 % | CIFAR-100, published % |", "| --- | ---: | ---: | ---: |",
         ]  # fmt: skip
         for row in found["rows"]:
             name = row["variant"] if row["outcome"] == SHIPS else f"{row['variant']}: {row['outcome']}"
             published = row["published_cifar100_percent"]
-            parts.append(
-                f"| {name} | {row['seeds']} | {row['top1_percent']:.2f} | {f'{published:.2f}' if published else ''} | "
-                f"{row['seconds']:.0f} |"
-            )
+            shown = f"{published:.2f}" if published else ""
+            parts.append(f"| {name} | {row['seeds']} | {row['top1_percent']:.2f} | {shown} |")
         parts += ["", "| | against | seeds | points of top-1 (95 %) |", "| --- | --- | ---: | --- |"]
         for one in found["comparisons"]:
             interval = "" if one["low"] is None else f" ({one['low']:+.2f} to {one['high']:+.2f})"
