@@ -16,10 +16,12 @@ from typing import Any
 import experiments
 import numpy as np
 import record
+import torch
 from experiments import Experiment
 
-from compress import data_source, dataset, evaluate, plan, randomness, recipe, schedules, train, training_steps
+from compress import data_source, dataset, plan, randomness, recipe, schedules, train, training_steps
 from compress.errors import InputRejected, UsageError, unknown
+from compress.losses import mean_of_probabilities
 from compress.plan import Job
 from compress.progress import duration, say
 from compress.stats import t_quantile
@@ -93,7 +95,9 @@ def outcomes(job: Job, store: Store, classes: tuple[str, ...]) -> dict[str, int]
     generations = [answers[one.stage] for one in made if one.stage.startswith("generation-")]
     for count in range(2, len(generations) + 1):
         # Furlanello et al. 2018: the mean of the predictions of the generations after the first network
-        answers[f"ensemble of {count}"] = evaluate.mean_of_answers(generations[:count])
+        answers[f"ensemble of {count}"] = mean_of_probabilities(
+            torch.from_numpy(np.stack(generations[:count])).double(), 1.0
+        ).numpy()
     counts = {stage: int((logits.argmax(1) == report.labels).sum()) for stage, logits in answers.items()}
     for name in classes:
         among = report.labels == report.class_names.index(name)

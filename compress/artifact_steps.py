@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from compress import bench, environment, evaluate, export, randomness, train
+from compress import bench, environment, export, randomness, train
 from compress import network as net
 from compress.environment import versions
+from compress.losses import mean_of_probabilities
 from compress.plan import Job, plugins_digest
 from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
@@ -71,7 +73,8 @@ def ensemble_step(job: Job, store: Store, members: list[Artifact]) -> Step:
             "macs": sum(member.macs for member in members),
         }
         images = parity_images(job)
-        expected = evaluate.mean_of_answers([_answers(store, member, images) for member in members])
+        each = torch.from_numpy(np.stack([_answers(store, member, images) for member in members]))
+        expected = mean_of_probabilities(each.double(), 1.0).numpy()
         parity = export.compare(
             expected, _answers(store, onnx_artifact(job, "ensemble", path, "float32", facts), images)
         )

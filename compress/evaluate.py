@@ -27,16 +27,3 @@ def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None =
 def drop_points(facts: dict[str, Any]) -> float:
     """Top-1 lost against the baseline, in percentage points (negative when gained)."""
     return 100.0 * (facts["baseline_correct"] - facts["correct"]) / facts["n"]
-
-
-def mean_of_answers(members: list[np.ndarray]) -> np.ndarray:
-    """Log of the mean of the members' probabilities, float64 `[N,K]`, of their logits `[N,K]`.
-
-    >>> mean_of_answers([np.array([[0.0, 50.0]]), np.array([[0.0, 0.0]])]).round(2).tolist()
-    [[-1.39, -0.29]]
-    """
-    logs = []
-    for logits in members:
-        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-        logs.append(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
-    return np.logaddexp.reduce(logs, axis=0) - np.log(len(members))

@@ -158,7 +158,7 @@ def _ensemble(job: Job, store: Store, members: list[Link], best: Link) -> Link:
 
 def _try_networks(job: Job) -> None:
     """Build, pair and prune untrained twins first: what cannot work must say so before the training, not after."""
-    train_split, seed, probes = job.splits.train, job.recipe.seed, []
+    train_split, seed, probes, together = job.splits.train, job.recipe.seed, [], []
     for plan_ in job.teachers:
         if plan_.entry:
             twin = training_steps.build(job, plan_.entry.spec, plan_.mean, plan_.std, seed, size=plan_.size)
@@ -175,7 +175,10 @@ def _try_networks(job: Job) -> None:
         distill.refuse_untaught(bound, setting)
         if job.peers and entry not in job.assistants:
             mutual.refuse_stages(bound)
+            together.append(student)
         above = probed if entry in job.assistants else above
+    if together and job.recipe.optimizer == "sgd":
+        mutual.common_rate_factor(tuple(together))
     if job.recipe.transfer_lacks:
         bias.layer_of(student)
     if job.pruner:
@@ -299,11 +302,14 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
 
 
 def _tree(job: Job, links: list[Link]) -> dict[str, Any] | None:
-    """What the report draws where the student that ships is a tree."""
+    """What the report draws where the student has a picture, as a tree has."""
+    picture = getattr(job.student.module, "picture", None)
+    if picture is None:
+        return None
     link = [link for link in links if link.kept and link.network][-1]
     assert link.network
     network = training_steps.trained(job, link.network)
-    return tree_facts.of_network(network, link.artifact.stage, job.splits.report, job.plugins)
+    return tree_facts.of_tree(network, picture, link.artifact.stage, job.splits.report)
 
 
 def pairs_teacher(pairs: list[tuple[Artifact, str]], runtime: str) -> Artifact:

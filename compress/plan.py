@@ -87,12 +87,11 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
     name = recipe.data.partition(":")[0]
     if name == "folder" and "lacks=" in recipe.data:
         raise UsageError("the knob `lacks` of a folder is set by --transfer-lacks", hint="give that instead")
-    if name == "folder" and not recipe.image_size:
-        return recipe.data + _lacks(recipe)
     if name in catalog.names("data", plugins):
         if recipe.image_size and name != "folder":
             raise UsageError(f"`image_size` is for folders of images; `{name}` has its own size")
-        return recipe.data + (f",size={recipe.image_size}" if recipe.image_size else "")
+        size = f",size={recipe.image_size}" if recipe.image_size else ""
+        return recipe.data + size + (_lacks(recipe) if name == "folder" else "")
     path = Path(recipe.data).expanduser()
     if path.exists() or os.sep in recipe.data:
         if "," in recipe.data:

@@ -2,14 +2,13 @@
 
 import base64
 import io
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from compress import catalog
 from compress.network import Network
 from compress.types import Dataset
 
@@ -20,16 +19,13 @@ _AT_ONCE = 256  # images
 _LEFT, _RIGHT = (194, 86, 10), (0, 114, 178)
 
 
-def of_network(network: Network, stage: str, dataset: Dataset, plugins: tuple[Path, ...] = ()) -> dict[str, Any] | None:
-    """Facts for `report.tree`, from all images of `dataset`; None for a network that is no tree."""
-    entry = catalog.load("nets", network.contract.spec, plugins)
-    if not hasattr(entry.module, "picture"):
-        return None
+def of_tree(network: Network, picture: Callable[..., Any], stage: str, dataset: Dataset) -> dict[str, Any]:
+    """Facts for `report.tree`, from all images of `dataset`; `picture` is that of the network's entry."""
     parts = []
     for start in range(0, len(dataset.images), _AT_ONCE):
         images = np.ascontiguousarray(dataset.images[start : start + _AT_ONCE].transpose(0, 3, 1, 2))
         pixels = torch.from_numpy(images).float() / 255
-        found = entry.module.picture(network.body, pixels * network.scale + network.shift)
+        found = picture(network.body, pixels * network.scale + network.shift)
         parts.append(found.paths.numpy())
     paths = np.concatenate(parts)
     reached = np.bincount(paths.flatten(), minlength=len(found.filters) + len(found.leaves))

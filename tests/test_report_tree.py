@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from test_report import make_facts
 
-from compress import network, plan, recipe, report, train, tree_facts
+from compress import network, pipeline, plan, recipe, report, train, tree_facts
 from compress.errors import InputRejected
+from compress.nets import soft_tree
 from compress.report import html, markdown
 from compress.store import Store
 from compress.types import Dataset
@@ -35,8 +36,8 @@ def a_tree(dataset: Dataset, depth: int = 3) -> network.Network:
 
 def test_what_is_counted_is_what_the_tree_answers(digits: Dataset) -> None:
     net = a_tree(digits)
-    facts = tree_facts.of_network(net, "distilled", digits)
-    assert facts is not None and facts["depth"] == 3 and len(facts["filters"]) == 7 and len(facts["leaves"]) == 8
+    facts = tree_facts.of_tree(net, soft_tree.picture, "distilled", digits)
+    assert facts["depth"] == 3 and len(facts["filters"]) == 7 and len(facts["leaves"]) == 8
     reached = facts["reached"]
     assert reached[0] == len(digits.labels)
     assert all(reached[node] == reached[2 * node + 1] + reached[2 * node + 2] for node in range(7))
@@ -51,7 +52,7 @@ def test_what_is_counted_is_what_the_tree_answers(digits: Dataset) -> None:
 
 def test_a_filter_is_blue_where_it_speaks_for_the_right(digits: Dataset) -> None:
     net = a_tree(digits)
-    facts = tree_facts.of_network(net, "distilled", digits)
+    facts = tree_facts.of_tree(net, soft_tree.picture, "distilled", digits)
     weights = net.body.filters.weight[2].detach().numpy().reshape(8, 8)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(facts["filters"][2])))).astype(int)
     assert pixels.shape == (8, 8, 4) and pixels[..., 3].max() == 255
@@ -59,12 +60,17 @@ def test_a_filter_is_blue_where_it_speaks_for_the_right(digits: Dataset) -> None
     assert np.allclose(pixels[..., 3] / 255, np.abs(weights) / np.abs(weights).max(), atol=0.003)
 
 
-def test_other_networks_have_no_picture(digits: Dataset) -> None:
-    net = network.build(
-        "mlp:depth=1,hidden=4", class_names=digits.class_names, input_shape=digits.input_shape, mean=(0.5,),
-        std=(0.5,), seed=0,
-    )  # fmt: skip
-    assert tree_facts.of_network(net, "distilled", digits) is None
+def test_networks_of_plugins_and_others_have_no_picture(digits: Dataset, tmp_path) -> None:
+    plugin = tmp_path / "mynet.py"
+    plugin.write_text(
+        "from torch import nn\nfrom compress.config import NoKnobs as Config\n"
+        "def build(config, num_classes, input_shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    splits = plan.load_data(recipe.Recipe(), Store(tmp_path / "store"))
+    for student, plugins in (("mynet", (plugin,)), ("mlp", ())):
+        job = plan.make(recipe.from_values({"student": student, "teacher": "mlp"}), splits, plugins)
+        assert pipeline._tree(job, []) is None
 
 
 def with_tree(depth: int, drawn: int) -> dict:
@@ -118,17 +124,3 @@ def test_parts_that_do_not_fit_are_refused(key: str, value: object) -> None:
     with pytest.raises(InputRejected, match="tree") as caught:
         report.document_of(facts)
     print(caught.value)
-
-
-def test_a_network_of_a_plugin_is_looked_for_there(digits: Dataset, tmp_path) -> None:
-    plugin = tmp_path / "mynet.py"
-    plugin.write_text(
-        "from dataclasses import dataclass\nfrom torch import nn\nfrom compress.config import NoKnobs as Config\n"
-        "def build(config, num_classes, input_shape):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
-    )
-    net = network.build(
-        "mynet", class_names=digits.class_names, input_shape=digits.input_shape, mean=(0.5,), std=(0.5,), seed=0,
-        plugins=(plugin,),
-    )  # fmt: skip
-    assert tree_facts.of_network(net, "distilled", digits, (plugin,)) is None
