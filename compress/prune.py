@@ -19,12 +19,11 @@ from compress import cutting
 from compress import network as net
 from compress.catalog import Entry
 from compress.coupling import Family, Unit, joined_unit
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError
 from compress.network import Network
+from compress.recipe import MOST_OF_A_LAYER
 from compress.types import Samples
 
-# at most this part of a layer's channels goes, so that none is emptied
-MOST_OF_A_LAYER = 0.8
 # halvings of the ratio in the search for a number of multiply-accumulates
 SEARCH_STEPS = 12
 
@@ -216,33 +215,6 @@ def widths(ranking: Ranking, chosen: Chosen) -> list[dict[str, Any]]:
         }
         for family, which in zip(ranking.families, chosen, strict=True)
     ]
-
-
-def parse_target(text: str) -> tuple[str, float]:
-    """(`channels`, `macs` or `latency`, number) of `0.5`, `macs=0.5`, `latency=0.6`. Raises UsageError.
-
-    >>> parse_target("macs=0.5")
-    ('macs', 0.5)
-    """
-    kind, equals, number = text.rpartition("=")
-    kind = kind.strip() if equals else "channels"
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if kind not in ("channels", "macs", "latency"):
-        raise UsageError(f"--prune {text}: `{kind}` is no target", hint="take 0.5, macs=0.5 or latency=0.6")
-    if not 0 < value < 1:
-        raise UsageError(
-            f"--prune {text}: the number must lie between 0 and 1",
-            hint="0.5 removes half of the channels; macs=0.5 and latency=0.6 keep that part",
-        )
-    if kind == "channels" and value > MOST_OF_A_LAYER:
-        raise UsageError(
-            f"--prune {text} would leave layers empty: at least {1 - MOST_OF_A_LAYER:.0%} of each layer stays",
-            hint=f"prune at most {MOST_OF_A_LAYER:g}, or take a smaller --width",
-        )
-    return kind, value
 
 
 def samples_of(images: np.ndarray, labels: np.ndarray, count: int) -> Samples:

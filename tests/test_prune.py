@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from compress import catalog, coupling, cutting, fuse, network, prune
-from compress.errors import CompressError, UsageError
+from compress.errors import CompressError
 from compress.types import Samples
 
 # one of each module of `nets/`, at a size where it has a few layers of eight channels and more
@@ -265,31 +265,6 @@ def test_a_number_of_macs_is_met(share: float) -> None:
     dense = network.count_macs(ranking.network)
     got = network.count_macs(prune.without(ranking, prune.choose(ranking, ratio))) / dense
     assert share - 0.08 < got <= share
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("0.5", ("channels", 0.5)), ("macs=0.5", ("macs", 0.5)), ("latency=.6", ("latency", 0.6))],
-)
-def test_targets_are_read(text: str, expected: tuple[str, float]) -> None:
-    assert prune.parse_target(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("flops=0.5", "`flops` is no target"),
-        ("1.5", "between 0 and 1"),
-        ("macs=0", "between 0 and 1"),
-        ("half", "between 0 and 1"),
-        ("0.95", "would leave layers empty: at least 20% of each layer stays"),
-    ],
-)
-def test_bad_targets_say_why(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
-        prune.parse_target(text)
-    print(caught.value, caught.value.hint)
-    assert caught.value.hint
 
 
 def test_a_number_of_macs_that_no_ratio_reaches_says_the_best() -> None:

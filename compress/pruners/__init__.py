@@ -10,7 +10,9 @@ unit; names that are left out do not count. Then either, for pruners that remove
 
 or, for pruners that set single weights to zero,
 
-- `masks(config, saliency, network, ratio) → {parameter name: bool tensor}`: True where a weight stays.
+- `masks(config, saliency, ratio) → {parameter name: bool tensor}`: True where a weight stays. Optional:
+  `ratio_at(ratio, step, steps)`, how the part grows over several steps.
 
-`samples` are train images with labels; `SAMPLES` says how many are wanted (none without it).
+`check(config, ratio)` may refuse a ratio (UsageError). `samples` are train images with labels; `SAMPLES` says how many
+are wanted (none without it).
 """
