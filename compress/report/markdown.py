@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_tree
+from compress.report import plots_pruning, plots_tree
 from compress.report.markup import clean
 from compress.report.tables import parity_text
 
@@ -191,6 +191,8 @@ def render(document: dict[str, Any]) -> str:
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]
+    if lines := plots_pruning.lines(document):
+        parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
     if document["derived"]["tree"]:
         lines = [f"- {escaped(words)}" for words in plots_tree.path_words(document)]
         parts += ["## Paths of some images through the tree", "", *lines, ""]
