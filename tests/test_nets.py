@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from compress import catalog, network, taps
+from compress import catalog, fitting, network, taps
 from compress.errors import UsageError
-from compress.nets import mobilenet, shufflenet
+from compress.nets import mobilenet
 
 TORCHVISION = ["torchvision:resnet18", "torchvision:mobilenet_v3_small"]
 NAMES = [n for n in catalog.names("nets") if n != "torchvision"] + TORCHVISION
@@ -136,7 +136,7 @@ def test_small_images_are_halved_less_often(size: int, last: int) -> None:
 
 def test_paper_strides_return_at_the_papers_size() -> None:
     assert list(mobilenet.strides(224).values()) == [2, 1, 2, 2, 2, 1, 2, 1]
-    assert shufflenet.stem(224) == (2, 2) and shufflenet.stem(32) == (1, 1)
+    assert fitting.stem(224) == (2, 2) and fitting.stem(32) == (1, 1)
 
 
 @pytest.mark.parametrize(
