@@ -23,6 +23,11 @@ PARAMETERS = {
     ("ds_cnn:channels=16,blocks=2", 4, (1, 8, 8)): 16 * (9 + 2) + 2 * 16 * (9 + 2 + 16 + 2) + 17 * 4,
 }
 
+# sums over the layers: at 32 pixels the maps are of 16 (stem), 8, 8, 4 and 4
+MACS = {
+    ("ds_cnn", 10, (3, 32, 32)): 1_190_528,
+}
+
 CANDIDATES = ("ds_cnn", "ds_cnn:channels=128")
 
 _SMALLEST = 4  # side of the last map
@@ -44,7 +49,7 @@ def strides(blocks: int, size: int) -> dict[int | str, int]:
 
 def _convolution(channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+    nn.init.kaiming_normal_(conv.weight)
     return [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 

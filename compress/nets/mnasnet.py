@@ -24,6 +24,12 @@ PARAMETERS = {
     ("mnasnet:width=1", 1000, (3, 224, 224)): 4_383_312,
 }
 
+# torchvision's own 104 and 314 million; the paper has 315 at width 1
+MACS = {
+    ("mnasnet:width=0.5", 1000, (3, 224, 224)): 104_455_968,
+    ("mnasnet:width=1", 1000, (3, 224, 224)): 314_415_872,
+}
+
 CANDIDATES = ("mnasnet",)
 
 # where torchvision's list of layers has its stacks

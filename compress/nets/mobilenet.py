@@ -19,6 +19,12 @@ PARAMETERS = {
     ("mobilenet:width=0.5", 1000, (3, 224, 224)): 1_968_680,
 }
 
+# the paper's 300 and 97 million
+MACS = {
+    ("mobilenet:width=1", 1000, (3, 224, 224)): 300_774_272,
+    ("mobilenet:width=0.5", 1000, (3, 224, 224)): 97_131_840,
+}
+
 # expansion, channels, blocks of table 2
 _STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 # what the paper strides, in the order in which small images give it up: stage 2, the stem, stage 3, …

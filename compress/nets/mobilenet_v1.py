@@ -22,6 +22,14 @@ PARAMETERS = {
     ("mobilenet_v1:width=0.25", 1000, (3, 224, 224)): 470_072,
 }
 
+# the paper's 569, 325, 149 and 41 million
+MACS = {
+    ("mobilenet_v1:width=1", 1000, (3, 224, 224)): 568_740_352,
+    ("mobilenet_v1:width=0.75", 1000, (3, 224, 224)): 325_400_448,
+    ("mobilenet_v1:width=0.5", 1000, (3, 224, 224)): 149_497_088,
+    ("mobilenet_v1:width=0.25", 1000, (3, 224, 224)): 41_030_272,
+}
+
 CANDIDATES = ("mobilenet_v1:width=0.25", "mobilenet_v1:width=0.5")
 
 # channels of the blocks of table 1
@@ -43,7 +51,7 @@ def strides(size: int) -> dict[int | str, int]:
 
 def _convolution(channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+    nn.init.kaiming_normal_(conv.weight)
     return [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 

@@ -26,11 +26,23 @@ VARIANTS = {
 }
 
 # the ImageNet networks: torchvision's own counts; 34.4 and 68.1 million (8x64d, 16x64d) are the paper's, table 7;
-# 4,775,754 is pytorchcv's
+# 4,775,754 and 68,155,210 are pytorchcv's
 PARAMETERS = {
     ("resnext29_32x4d", 10, (3, 32, 32)): 4_775_754,
+    ("resnext29_8x64d", 10, (3, 32, 32)): 34_426_698,
+    ("resnext29_16x64d", 10, (3, 32, 32)): 68_155_210,
     ("resnext50_32x4d", 1000, (3, 224, 224)): 25_028_904,
     ("resnext101_32x8d", 1000, (3, 224, 224)): 88_791_336,
+}
+
+# the ImageNet networks: torchvision's own 4.230 and 16.414 billion; pytorchcv's 781 million and
+# 10.709 billion (32x4d, 16x64d) count BatchNorm and ReLU too
+MACS = {
+    ("resnext29_32x4d", 10, (3, 32, 32)): 774_055_936,
+    ("resnext29_8x64d", 10, (3, 32, 32)): 5_387_266_048,
+    ("resnext29_16x64d", 10, (3, 32, 32)): 10_688_866_304,
+    ("resnext50_32x4d", 1000, (3, 224, 224)): 4_230_479_872,
+    ("resnext101_32x8d", 1000, (3, 224, 224)): 16_414_015_488,
 }
 
 _BLOCKS = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
@@ -69,7 +81,7 @@ def _cifar(config: Config, num_classes: int, channels: int) -> nn.Module:
     net = nn.Sequential(layers)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.kaiming_normal_(module.weight)
     return net
 
 
@@ -79,7 +91,7 @@ def _imagenet(config: Config, num_classes: int, input_shape: tuple[int, int, int
     )
     conv_stride, pool_stride = fitting.stem(min(input_shape[1:]))
     net.conv1 = fitting.first_layer(net.conv1, input_shape[0], conv_stride)
-    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out")
+    nn.init.kaiming_normal_(net.conv1.weight)
     if pool_stride == 1:
         net.maxpool = nn.Identity()  # type: ignore[assignment]
     return net

@@ -22,6 +22,14 @@ PARAMETERS = {
     ("shufflenet:width=2", 1000, (3, 224, 224)): 7_393_996,
 }
 
+# torchvision's own 40, 145, 296 and 583 million
+MACS = {
+    ("shufflenet:width=0.5", 1000, (3, 224, 224)): 40_476_448,
+    ("shufflenet:width=1", 1000, (3, 224, 224)): 144_907_992,
+    ("shufflenet:width=1.5", 1000, (3, 224, 224)): 295_759_392,
+    ("shufflenet:width=2", 1000, (3, 224, 224)): 583_253_464,
+}
+
 _CHANNELS = {
     0.5: (24, 48, 96, 192, 1024),
     1.0: (24, 116, 232, 464, 1024),

@@ -5,8 +5,8 @@ Source: Zhang et al. 2017, "ShuffleNet: An Extremely Efficient Convolutional Neu
 concatenate an average-pooled shortcut. The paper's stem (stride-2 convolution, stride-2 pooling) is for 224 pixels:
 images under 64 pixels keep their size through both, images under 160 pass the convolution at stride 1.
 The paper does not say how narrow networks round. Here, as in the authors' code, the stem has 24 channels times the
-width (24 too at width 1.5), rounded up to a multiple of 8 with 8 groups; every other number of channels that the groups
-do not divide is rounded up to a multiple of them.
+width, at width 1.5 too 24, and what the groups do not divide is rounded up to a multiple of them: stem, units and their
+bottlenecks.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,7 @@ from compress import fitting
 from compress.config import knob
 from compress.errors import UsageError
 
-# pytorchcv's counts
+# pytorchcv's counts; of width 1.5 and of 8 groups at 0.5, the authors' 3.44, 4.27 and 1.0 million
 PARAMETERS = {
     ("shufflenet_v1:groups=1,width=1", 1000, (3, 224, 224)): 1_531_936,
     ("shufflenet_v1:groups=2,width=1", 1000, (3, 224, 224)): 1_733_848,
@@ -28,8 +28,25 @@ PARAMETERS = {
     ("shufflenet_v1:groups=4,width=1", 1000, (3, 224, 224)): 1_968_344,
     ("shufflenet_v1:groups=8,width=1", 1000, (3, 224, 224)): 2_434_768,
     ("shufflenet_v1:groups=3,width=0.5", 1000, (3, 224, 224)): 718_324,
+    ("shufflenet_v1:groups=3,width=1.5", 1000, (3, 224, 224)): 3_442_168,
+    ("shufflenet_v1:groups=8,width=1.5", 1000, (3, 224, 224)): 4_269_952,
+    ("shufflenet_v1:groups=8,width=0.5", 1000, (3, 224, 224)): 1_011_448,
     ("shufflenet_v1:groups=1,width=0.25", 1000, (3, 224, 224)): 209_746,
     ("shufflenet_v1:groups=3,width=0.25", 1000, (3, 224, 224)): 305_902,
+}
+
+# the paper's 143, 140, 137, 133 and 137 million to 1 %; the authors' 37.6 to 0.1 %. The paper's 13 million at width
+# 0.25, whose rounding it does not tell, are not met
+MACS = {
+    ("shufflenet_v1:groups=1,width=1", 1000, (3, 224, 224)): 143_078_976,
+    ("shufflenet_v1:groups=2,width=1", 1000, (3, 224, 224)): 140_836_512,
+    ("shufflenet_v1:groups=3,width=1", 1000, (3, 224, 224)): 137_460_672,
+    ("shufflenet_v1:groups=4,width=1", 1000, (3, 224, 224)): 134_339_776,
+    ("shufflenet_v1:groups=8,width=1", 1000, (3, 224, 224)): 138_365_952,
+    ("shufflenet_v1:groups=3,width=0.5", 1000, (3, 224, 224)): 37_589_856,
+    ("shufflenet_v1:groups=3,width=1.5", 1000, (3, 224, 224)): 292_443_552,
+    ("shufflenet_v1:groups=8,width=1.5", 1000, (3, 224, 224)): 290_188_800,
+    ("shufflenet_v1:groups=3,width=0.25", 1000, (3, 224, 224)): 11_009_808,
 }
 
 CANDIDATES = ("shufflenet_v1:width=0.25", "shufflenet_v1:width=0.5", "shufflenet_v1:width=1")
@@ -95,7 +112,8 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
             raise UsageError(f"`{name}` of shufflenet_v1 must be one of {listing} (the paper's), got {value:g}")
     conv_stride, pool_stride = fitting.stem(min(input_shape[1:]))
     groups = config.groups
-    before = _up(_STEM[config.width], 8 if groups == 8 else 1)
+    # the pooled shortcut takes its channels from what a unit has to make, which the groups must divide
+    before = _up(_STEM[config.width], groups)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(input_shape[0], before, 3, conv_stride, 1, bias=False),
         bn1=nn.BatchNorm2d(before),
@@ -103,16 +121,14 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
         maxpool=nn.MaxPool2d(3, 2, 1) if pool_stride == 2 else nn.Identity(),
     )
     for i, units in enumerate(_UNITS):
-        # what a unit of stride 2 adds to its shortcut must be divisible too
-        channels = before + _up(round(_CHANNELS[groups] * config.width) * 2**i - before, groups)
-        channels = _up(channels, groups)
+        channels = round(_CHANNELS[groups] * config.width) * 2**i
         layers[f"stage{i + 2}"] = _stage(before, channels, units, groups, 1 if i == 0 else groups)
         before = channels
     layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(before, num_classes))
     net = nn.Sequential(layers)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.kaiming_normal_(module.weight)
     return net
 
 

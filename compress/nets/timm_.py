@@ -18,6 +18,12 @@ PARAMETERS = {
     ("timm:mobilenetv1_100", 1000, (3, 224, 224)): 4_231_976,
 }
 
+# as torchvision's ResNet-18, and as `mobilenet_v1`
+MACS = {
+    ("timm:resnet18", 1000, (3, 224, 224)): 1_814_073_344,
+    ("timm:mobilenetv1_100", 1000, (3, 224, 224)): 568_740_352,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
