@@ -32,7 +32,9 @@ def fold_batchnorm(network: Any) -> Any:
         for conv_path, bn_path in _pairs(folded, sample):
             conv, bn = folded.get_submodule(conv_path), folded.get_submodule(bn_path)
             _replace(folded, conv_path, fuse_conv_bn_eval(conv, bn))
-            _replace(folded, bn_path, nn.Identity())
+            # what the libraries' own kinds of BatchNorm do besides, such as an activation, are their parts
+            rest = list(bn.children())
+            _replace(folded, bn_path, nn.Sequential(*rest) if rest else nn.Identity())
         for value in folded.parameters():
             value[value.abs() < SMALLEST_NORMAL] = 0
         _check_unchanged(before, folded(sample), "folding BatchNorm")
