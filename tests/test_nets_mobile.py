@@ -346,9 +346,7 @@ def test_listing_imports_neither_timm_nor_torch() -> None:
     code = (
         "import sys; from compress import catalog\n"
         "for name in catalog.names('nets'): catalog.summary('nets', name)\n"
-        "assert not {'timm', 'torch'} & set(sys.modules)\n"
-        "import compress.nets.timm_\n"
-        "assert 'timm' not in sys.modules"
+        "assert not {'timm', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -365,9 +363,9 @@ def splits(tmp_path_factory) -> Splits:
     return plan.load_data(from_values({}), Store(tmp_path_factory.mktemp("store")))
 
 
-LEARNERS = ["mobilenet_v1:width=0.25", "mobilenet_v3_small:width=0.5", "shufflenet_v1:width=0.25", "ds_cnn", "resnet8"]
-LEARNERS += ["squeezenet:width=0.5", "mnasnet:width=0.25", "resnext:depth=11,cardinality=4"]
-LEARNERS += ["efficientnet_lite0:width=0.25,depth=0.5", "mobileone_s1:width=0.25"]
+# those whose own layers or initial values decide whether they learn at all
+LEARNERS = ["mobilenet_v1:width=0.25", "shufflenet_v1:width=0.25", "squeezenet:width=0.5", "mobileone_s1:width=0.25"]
+LEARNERS += ["resnext:depth=11,cardinality=4", "ds_cnn", "resnet8"]
 
 
 @pytest.mark.slow
@@ -400,9 +398,7 @@ def answers(path, x: Tensor) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "spec",
-    ["mobilenet_v3_small:width=0.25", "shufflenet_v1:width=0.25", "squeezenet:width=0.25", "mobileone_s4:width=0.125"]
-    + ["timm:mobilenetv3_small_050"],
+    "spec", ["mobilenet_v3_small:width=0.25", "shufflenet_v1:width=0.25", "timm:mobilenetv3_small_050"]
 )
 def test_exported_files_answer_as_the_network(spec: str, tmp_path) -> None:
     net, x = settle(make(spec)), images((3, 32, 32), 5)
