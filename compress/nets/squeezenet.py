@@ -7,7 +7,7 @@ convolution at stride 1, with padding.
 Deviations: the classifier, a 1×1 convolution with ReLU before the average pooling, comes after it and has no ReLU.
 Without the ReLU the two commute, so this is the same function at a fraction of the work, and the network has a
 classifier with an embedding before it. BatchNorm, which the paper lacks, is on: without it
-(`batchnorm=false` gives the paper's layers) the network does not start to learn at the usual rate.
+(`batchnorm=false` gives the paper's layers) the network hardly starts to learn at the usual rate.
 """
 
 from collections import OrderedDict
