@@ -14,6 +14,7 @@ import torch
 from compress import bench, environment, export, randomness, train
 from compress import network as net
 from compress.environment import versions
+from compress.fuse import merge_branches
 from compress.losses import mean_of_probabilities
 from compress.plan import Job, plugins_digest
 from compress.progress import say
@@ -38,12 +39,13 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
     def make(folder: Path) -> dict[str, Any]:
         say(f"  {stage}: exporting, then comparing with torch")
         network = net.load(network_step.folder, job.plugins)
+        shipped = merge_branches(network)
         path = folder / "model.onnx"
         export.export_onnx(network, path, recipe_digest=network_step.key)
         facts = {
             "digest": file_digest(path),
-            "parameters": net.count_parameters(network),
-            "macs": net.count_macs(network),
+            "parameters": net.count_parameters(shipped),
+            "macs": net.count_macs(shipped),
             "spec": network.contract.spec,
         }
         artifact = onnx_artifact(job, stage, path, "float32", facts)

@@ -1,10 +1,12 @@
-"""Fold BatchNorm into the convolutions before it, for networks that are not trained any more.
+"""Merge branches into one layer and fold BatchNorm into the convolutions before it, once training is over.
 
-The pairs are found by running the network: a BatchNorm whose input is a convolution's very output. The folded copy
-must answer as the original does, else it is refused; so no knowledge of the architecture is needed.
+A module with a method `merge() → nn.Module` says itself what answers as it does in eval mode. BatchNorm is paired by
+running the network: with the convolution whose very output it takes. The copy must answer as the original does, else it
+is refused; so no knowledge of the architecture is needed.
 """
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -19,27 +21,69 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def fold_batchnorm(network: Any) -> Any:
-    """A copy of a `Network` in eval mode with every BatchNorm2d that follows a Conv2d folded into it, and subnormal
-    weights (which slow some processors tenfold) set to zero. Raises CompressError if the answers change.
+    """A copy of a `Network` in eval mode with its branches merged, every BatchNorm2d that follows a Conv2d folded into
+    it, and subnormal weights (which slow some processors tenfold) set to zero. Raises CompressError if the answers
+    change.
     """
-    folded = copy.deepcopy(network).eval()
-    generator = torch.Generator().manual_seed(0)
-    parameter = next(folded.parameters())
-    sample = torch.rand(4, *network.contract.input_shape, generator=generator).to(parameter.device)
+    folded = merge_branches(network)
+    sample = _sample(folded)
     with torch.no_grad():
         before = folded(sample)
         for conv_path, bn_path in _pairs(folded, sample):
             conv, bn = folded.get_submodule(conv_path), folded.get_submodule(bn_path)
             _replace(folded, conv_path, fuse_conv_bn_eval(conv, bn))
-            _replace(folded, bn_path, nn.Identity())
+            # what the libraries' own kinds of BatchNorm do besides, such as an activation, are their parts
+            rest = list(bn.children())
+            _replace(folded, bn_path, nn.Sequential(*rest) if rest else nn.Identity())
         for value in folded.parameters():
             value[value.abs() < SMALLEST_NORMAL] = 0
-        after = folded(sample)
+        _check_unchanged(before, folded(sample), "folding BatchNorm")
+    return folded
+
+
+def merge_branches(network: Any) -> Any:
+    """A copy of a `Network` in eval mode with every module that has a method `merge` replaced by what that returns.
+
+    Raises CompressError if the answers change.
+    """
+    merged = copy.deepcopy(network).eval()
+    paths: list[str] = []
+    for path, module in merged.named_modules():
+        if _merges(module) and not any(path.startswith(f"{outer}.") for outer in paths):
+            paths.append(path)
+    if not paths:
+        return merged
+    sample = _sample(merged)
+    with torch.no_grad():
+        before = merged(sample)
+        for path in paths:
+            _replace(merged, path, merged.get_submodule(path).merge().eval())
+        _check_unchanged(before, merged(sample), "merging branches")
+    return merged
+
+
+def _merges(module: nn.Module) -> bool:
+    """Whether `module.merge()` can be called: other people's modules have methods of that name which take arguments."""
+    method = getattr(module, "merge", None)
+    if not inspect.ismethod(method):
+        return False
+    return all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        for p in inspect.signature(method).parameters.values()
+    )
+
+
+def _sample(network: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, *network.contract.input_shape, generator=generator)
+    return images.to(next(network.parameters()).device)
+
+
+def _check_unchanged(before: Tensor, after: Tensor, what: str) -> None:
     spread = (before.max() - before.min()).item() or 1.0
     difference = (before - after).abs().max().item() / spread
     if not difference <= TOLERANCE:
-        raise CompressError(f"folding BatchNorm changed the logits by {difference:.2g} of their spread: refused")
-    return folded
+        raise CompressError(f"{what} changed the logits by {difference:.2g} of their spread: refused")
 
 
 def _pairs(network: nn.Module, sample: Tensor) -> list[tuple[str, str]]:

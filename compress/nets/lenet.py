@@ -32,6 +32,13 @@ PARAMETERS = {
     ("lenet_svhn", 10, (3, 32, 32)): 4_259_274,
 }
 
+# sums over the layers
+MACS = {
+    ("lenet", 10, (1, 28, 28)): 2_293_000,
+    ("lenet_cifar", 10, (3, 32, 32)): 27_530_240,
+    ("lenet_svhn", 10, (3, 32, 32)): 19_769_344,
+}
+
 _KERNEL = 5
 _SAME = _KERNEL // 2
 

@@ -5,18 +5,24 @@ image five times, for 224 pixels. Smaller images are halved less often, so that 
 32 pixels four times (stage 2 keeps its size), 16 three times, 8 twice. The strides are printed when a run starts.
 """
 
-import math
 from dataclasses import dataclass
 
 from torch import nn
 from torchvision.models import MobileNetV2
 
+from compress import fitting
 from compress.config import knob
 
 # (variant, classes, input) → parameters at the default width; 3,504,872 is torchvision's own count at width 1
 PARAMETERS = {
     ("mobilenet:width=1", 1000, (3, 224, 224)): 3_504_872,
     ("mobilenet:width=0.5", 1000, (3, 224, 224)): 1_968_680,
+}
+
+# the paper's 300 and 97 million
+MACS = {
+    ("mobilenet:width=1", 1000, (3, 224, 224)): 300_774_272,
+    ("mobilenet:width=0.5", 1000, (3, 224, 224)): 97_131_840,
 }
 
 # expansion, channels, blocks of table 2
@@ -33,9 +39,7 @@ class Config:
 
 def strides(size: int) -> dict[int | str, int]:
     """Stride of the stem and of each stage for images of `size` pixels."""
-    halvings = max(0, min(len(_STRIDED), int(math.log2(max(size, 2) / 2))))
-    kept = _STRIDED[len(_STRIDED) - halvings :]
-    return {place: 2 if place in kept else 1 for place in ("stem", *range(len(_STAGES)))}
+    return fitting.strides(size, ("stem", *range(len(_STAGES))), _STRIDED)
 
 
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -43,13 +47,11 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
     stride = strides(min(height, width))
     settings = [[t, c, n, stride[i]] for i, (t, c, n) in enumerate(_STAGES)]
     net = MobileNetV2(num_classes, config.width, settings, dropout=config.dropout)
-    stem = net.features[0][0]
-    net.features[0][0] = nn.Conv2d(channels, stem.out_channels, 3, stride["stem"], 1, bias=False)
+    net.features[0][0] = fitting.first_layer(net.features[0][0], channels, stride["stem"])
     nn.init.kaiming_normal_(net.features[0][0].weight, mode="fan_out")
     return net
 
 
 def describe(config: Config, input_shape: tuple[int, int, int]) -> str:
     """One line on how the net was fitted to the input."""
-    stride = strides(min(input_shape[1:]))
-    return f"strides {'-'.join(str(s) for s in stride.values())} for {input_shape[1]}×{input_shape[2]} images"
+    return fitting.describe_strides(strides(min(input_shape[1:])), input_shape)

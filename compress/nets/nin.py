@@ -22,6 +22,11 @@ PARAMETERS = {
     ("nin", 10, (3, 32, 32)): 968_394,
 }
 
+# a sum over the layers
+MACS = {
+    ("nin", 10, (3, 32, 32)): 222_365_568,
+}
+
 # (kernel, channels of the layers) of the three stages; the classifier is the third layer of the last
 _STAGES = ((5, (192, 160, 96)), (5, (192, 192, 192)), (3, (192, 192)))
 _SMALLEST = 4

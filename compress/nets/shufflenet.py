@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from torchvision.models import ShuffleNetV2
 
+from compress import fitting
 from compress.config import knob
 from compress.errors import UsageError
 
@@ -19,6 +20,14 @@ PARAMETERS = {
     ("shufflenet:width=1", 1000, (3, 224, 224)): 2_278_604,
     ("shufflenet:width=1.5", 1000, (3, 224, 224)): 3_503_624,
     ("shufflenet:width=2", 1000, (3, 224, 224)): 7_393_996,
+}
+
+# torchvision's own 40, 145, 296 and 583 million
+MACS = {
+    ("shufflenet:width=0.5", 1000, (3, 224, 224)): 40_476_448,
+    ("shufflenet:width=1", 1000, (3, 224, 224)): 144_907_992,
+    ("shufflenet:width=1.5", 1000, (3, 224, 224)): 295_759_392,
+    ("shufflenet:width=2", 1000, (3, 224, 224)): 583_253_464,
 }
 
 _CHANNELS = {
@@ -34,17 +43,12 @@ class Config:
     width: float = knob(0.5, "width of the paper's table 5: 0.5, 1, 1.5 or 2", low=0.5, high=2)
 
 
-def stem(size: int) -> tuple[int, int]:
-    """(stride of the first convolution, stride of the pooling) for images of `size` pixels."""
-    return (1 if size < 160 else 2), (1 if size < 64 else 2)
-
-
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     if config.width not in _CHANNELS:
         raise UsageError(f"`width` of shufflenet must be one of 0.5, 1, 1.5, 2 (the paper's), got {config.width:g}")
     net = ShuffleNetV2([4, 8, 4], list(_CHANNELS[config.width]), num_classes)
-    conv_stride, pool_stride = stem(min(input_shape[1:]))
-    net.conv1[0] = nn.Conv2d(input_shape[0], 24, 3, conv_stride, 1, bias=False)
+    conv_stride, pool_stride = fitting.stem(min(input_shape[1:]))
+    net.conv1[0] = fitting.first_layer(net.conv1[0], input_shape[0], conv_stride)
     if pool_stride == 1:
         net.maxpool = nn.Identity()
     return net
@@ -52,5 +56,4 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
 
 def describe(config: Config, input_shape: tuple[int, int, int]) -> str:
     """One line on how the net was fitted to the input."""
-    conv_stride, pool_stride = stem(min(input_shape[1:]))
-    return f"stem strides {conv_stride}-{pool_stride} for {input_shape[1]}×{input_shape[2]} images"
+    return fitting.describe_stem(input_shape)

@@ -32,6 +32,12 @@ PARAMETERS = {
     ("soft_tree:depth=8", 10, (1, 28, 28)): 255 * 785 + 256 * 10,
 }
 
+# one for each weight of the filters
+MACS = {
+    ("soft_tree", 10, (1, 8, 8)): 1_984,
+    ("soft_tree:depth=8", 10, (1, 28, 28)): 199_920,
+}
+
 # added to what went left and right of a node (a share of the images): a node that nobody reaches counts as balanced
 SMALLEST_SHARE = 1e-8
 
