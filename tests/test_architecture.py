@@ -15,7 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 VOCABULARY = {"types", "config", "catalog", "errors", "stats", "environment"}
 STEPS = {"distill", "prune", "export", "evaluate", "bench"}
 # what may use steps, and is used by the command line only
-CONDUCTORS = {"training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "pipeline", "publish"}
+CONDUCTORS = {
+    "training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "candidates", "costs", "screen",
+    "pipeline", "publish",
+}  # fmt: skip
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

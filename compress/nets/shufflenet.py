@@ -21,6 +21,8 @@ PARAMETERS = {
     ("shufflenet:width=2", 1000, (3, 224, 224)): 7_393_996,
 }
 
+CANDIDATES = ("shufflenet:width=0.5", "shufflenet:width=1", "shufflenet:width=1.5", "shufflenet:width=2")
+
 _CHANNELS = {
     0.5: (24, 48, 96, 192, 1024),
     1.0: (24, 116, 232, 464, 1024),
