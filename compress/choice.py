@@ -196,14 +196,6 @@ def choice_table(candidates: Sequence[Candidate], chosen: Candidate | None, plac
     return [*table(heads, rows), *below]
 
 
-def control_lines(control: dict[str, Any] | None) -> list[str]:
-    """What the same bytes, measured twice, say of this machine."""
-    if control is None:
-        return []
-    words = f"A/A control ({control['of']} again): {fmt.ratio_interval(control)}, {control['verdict']}"
-    return [words + (": the machine was too noisy to trust these" if control["verdict"] == "invalid" else "")]
-
-
 def frontier_table(candidates: Sequence[Candidate], place: Place) -> list[str]:
     rows = [
         [c.label, short(fmt.quantity(c.macs)), size_words(c), milliseconds(c.latency)] for c in frontier(candidates)

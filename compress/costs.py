@@ -104,7 +104,7 @@ def _made(
         f"`{name}` stands for networks of others, listed by name: compress list nets {name}:NAME --input {shape}"
         for name in others
     ]
-    lines = [*below, "", place, *choice.control_lines(found.control), *notes]
+    lines = [*below, "", place, *fmt.control_words(found.control), *notes]
     wrapped = [part for line in lines for part in (textwrap.wrap(line, choice.WIDTH, subsequent_indent="  ") or [""])]
     whole = all(estimate["value"] is not None for estimate in found.of.values())
     return "\n".join([*choice.table(_HEADS, rows), *wrapped]), whole

@@ -60,7 +60,7 @@ def resolve(
         raise _nothing_fits(found, limits, place)
     facts = choice.facts(chosen, found, limits, place, recipe.screen_epochs, images, control)
     pruned = ["pruning comes on top of this"] if recipe.prune else []
-    for line in (*choice.choice_table(found, chosen, place, images), *choice.control_lines(control), *pruned):
+    for line in (*choice.choice_table(found, chosen, place, images), *fmt.control_words(control), *pruned):
         say(f"  {line}"[: choice.WIDTH])
     say("\n".join(textwrap.wrap(facts["sentence"], choice.WIDTH)))
     return _with(recipe, entries[chosen.label]), facts

@@ -119,7 +119,20 @@ def loaded(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli.main", "bench", "worker", "child", "report", "stats", "environment", "store", "runtimes.ort_cpu", "recipe"],
+    [
+        "cli.main",
+        "bench",
+        "worker",
+        "child",
+        "report",
+        "stats",
+        "environment",
+        "store",
+        "runtimes.ort_cpu",
+        "recipe",
+        "choice",
+        "costs",
+    ],  # fmt: skip
 )
 def test_the_measuring_side_imports_nothing_heavy(module: str) -> None:
     assert not loaded(f"import compress.{module}") & HEAVY
@@ -134,7 +147,7 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["list", "nets"]], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     # seen in what is loaded rather than in time, which depends on the machine
     assert not loaded(HELP.format(arguments=arguments)) & (HEAVY | {"numpy", "PIL", "safetensors"})

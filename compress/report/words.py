@@ -22,6 +22,10 @@ STAGES = (
 )
 WATERFALL = "On the report split, with 95 % intervals. Faded: not kept."
 LOSSES = "As logged while training."
+CHOICE = (
+    "Bytes and latency are of files with untrained weights, on which neither depends; MACs stand for capacity. The "
+    "latencies are a first look, in the smoke tier."
+)
 TREE = (
     "Each square is the filter of an inner node: images that are bright where it is blue go right, where it is orange "
     "left. A line is as wide as the share of the report images that go that way. Each leaf holds one distribution over "
