@@ -29,7 +29,7 @@ from compress.types import Artifact, Dataset, Measurement
 VERSIONS = {"untrained": 1, "latency": 1}
 TIER = bench.TIERS["smoke"]
 TIMED_IMAGES = bench.POOL_SIZE
-# images that ranges come from: the number of a quantized file's bytes hardly depends on them, its speed not at all
+# images that ranges come from: they move a quantized file's zero points, which are numbers of one byte or two
 RANGE_IMAGES = 16
 # least bytes of a weight in a file of that precision
 WEIGHT_BYTES = {"float32": 4, "int8": 1}
@@ -128,9 +128,17 @@ def export_step(store: Store, subject: Subject, entry: Entry) -> Step:
 
 
 def settle(network: Network, images: np.ndarray) -> None:
-    """Give the BatchNorms the statistics of a few images. Without, activations of an untrained network may die away
-    or grow without bounds in dozens of layers, and subnormal numbers are slow.
+    """Make an untrained network what the exporter and the processor will meet after training.
+
+    Parameters that begin all alike are spread a little: a bias of zeros is left out of the file, equal ones are stored
+    once. BatchNorms get the statistics of a few images: without, activations may die away or grow without bounds in
+    dozens of layers, and subnormal numbers are slow.
     """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     norms = [m for m in network.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()

@@ -143,12 +143,14 @@ def milliseconds(estimate: Estimate | None) -> str:
     """`12.3 (11.9-13.0)`, or what stands for a missing one."""
     if not estimate or estimate["value"] is None:
         return "-"
-    number = estimate["value"] / 1e6
+    value, low, high = (None if estimate[k] is None else _digits(estimate[k] / 1e6) for k in ("value", "low", "high"))
+    return str(value) if low is None else f"{value} ({low}-{high})"
+
+
+def _digits(number: float) -> str:
+    """Three digits where that takes at most two decimals, which a latency deserves; more only below a tenth."""
     decimals = 0 if number >= 100 else 1 if number >= 10 else 2 if number >= 0.1 else 3
-    value = f"{number:,.{decimals}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} ({estimate['low'] / 1e6:,.{decimals}f}-{estimate['high'] / 1e6:,.{decimals}f})"
+    return f"{number:,.{decimals}f}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

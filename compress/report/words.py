@@ -23,8 +23,8 @@ STAGES = (
 WATERFALL = "On the report split, with 95 % intervals. Faded: not kept."
 LOSSES = "As logged while training."
 CHOICE = (
-    "Bytes and latency are of files with untrained weights, on which neither depends; MACs stand for capacity. The "
-    "latencies are a first look, in the smoke tier."
+    "Bytes and latency are of files with untrained weights, which neither depends on but for some bytes; MACs stand "
+    "for capacity. The latencies are a first look, in the smoke tier."
 )
 TREE = (
     "Each square is the filter of an inner node: images that are bright where it is blue go right, where it is orange "
