@@ -23,7 +23,7 @@ KINDS = {
     "data": ("data set", "load"),
     "nets": ("network", "build"),
     "methods": ("method", "loss"),
-    "pruners": ("pruner", "scores"),
+    "pruners": ("pruner", "saliency"),
     "quantizers": ("quantizer", "apply"),
     "runtimes": ("runtime", "open_session"),
 }

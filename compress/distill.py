@@ -109,6 +109,8 @@ class Training:
     folder: Path
     device: str = "cpu"
     pairing: tuple[str, ...] = taps.BY_STRIDE
+    hold_zeros: bool = False  # weights that are zero stay so
+    penalty: Callable[[Network], Tensor] | None = None  # added to the objective, beside the network's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,7 @@ def fit(
         thread_choices=training.thread_choices,
         checkpoint=training.folder / f"checkpoint-{phase or 'main'}.safetensors",
         device=training.device,
+        hold_zeros=training.hold_zeros,
     )
 
 
@@ -294,11 +297,11 @@ def _phase(
     if networks.teacher is not None:
         teacher = networks.teacher.open(stage)
 
-    penalty = getattr(networks.student.body, "penalty", None) if stage.student and stage.logits else None
+    penalties = _penalties(networks.student, training) if stage.student and stage.logits else []
 
     def loss_of(batch: Batch) -> Tensor:
         total = objective(student and student(batch.inputs), teacher and teacher(batch), batch)
-        return total + penalty() if penalty else total
+        return total + sum(penalty() for penalty in penalties)
 
     try:
         plan = replace(training.plan, epochs=training.plan.epochs * stage.share)
@@ -307,6 +310,13 @@ def _phase(
         for reader in (student, teacher):
             if reader is not None:
                 reader.close()
+
+
+def _penalties(student: Network, training: Training) -> list[Callable[[], Tensor]]:
+    """What the network and the training add to every objective."""
+    own = getattr(student.body, "penalty", None)
+    asked = partial(training.penalty, student) if training.penalty else None
+    return [penalty for penalty in (own, asked) if penalty]
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -132,6 +132,7 @@ def _stage_facts(link: "Link") -> dict[str, Any]:
         "events": [*link.facts.get("execution", []), *(e for phase in phases.values() for e in phase["events"])],
         "curve": curve if curve["step"] else None,
         "pairing": link.facts.get("pairing", ""),
+        "pruning": link.facts.get("pruning"),
     }
 
 

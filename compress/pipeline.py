@@ -21,7 +21,7 @@ from compress import (
     measuring,
     mutual,
     plan,
-    prune,
+    pruning_steps,
     publish,
     schedules,
     screen,
@@ -184,7 +184,7 @@ def _try_networks(job: Job) -> None:
     if job.recipe.transfer_lacks:
         bias.layer_of(student)
     if job.pruner:
-        prune.prune(student, job.pruner, job.recipe.prune, plugins=job.plugins)
+        pruning_steps.refuse(job, student)
 
 
 def _teacher(job: Job, store: Store, number: int) -> Link:
@@ -233,21 +233,19 @@ def _judged(job: Job, store: Store, link: Link, baseline: Link | None, *, gate: 
 
 
 def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) -> Link:
+    """The pruned student; it must be accurate and, by measurement, faster."""
     assert job.pruner and parent.network
     say("prune")
-    cut = training_steps.prune_step(job, store, parent.network)
-    rate = job.recipe.learning_rate * training_steps.RECOVERY_LEARNING_RATE
-    recovery = training_steps.student_plan(job, job.recipe.recover_epochs, rate)
-    recovered = training_steps.train_step(
-        job, store, "pruned", training_steps.trained(job, cut), teachers, job.methods, recovery,
-        with_stages=False, start=cut.key,
+    step = pruning_steps.pruned(job, store, parent.network, teachers)
+    link = _exported(
+        job, store, "pruned", step, parent=parent.artifact.stage, what=pruning_steps.describe(job, step),
+        baseline=parent, gate=True,
     )  # fmt: skip
-    what = (
-        f"{job.recipe.prune:.0%} of the channels by {job.pruner.label}, {job.recipe.recover_epochs} epochs of recovery"
-    )
-    return _exported(
-        job, store, "pruned", recovered, parent=parent.artifact.stage, what=what, baseline=parent, gate=True
-    )
+    pays, why = pruning_steps.worth(job, store, parent.artifact, link.artifact)
+    if not pays:
+        say(f"  pruned is not kept: it {why}; the chain goes on from {link.parent}")
+    reason = f"{link.reason}; {why}" if why and link.kept else link.reason if pays else f"{why}; {link.reason}"
+    return replace(link, kept=link.kept and pays, reason=reason)
 
 
 def _quantized(job: Job, store: Store, parent: Link) -> Link:

@@ -11,7 +11,7 @@ from typing import Any
 from compress import answers, catalog, dataset, progress, sampling, teacher_plan, transfer
 from compress.catalog import Entry
 from compress.errors import InputRejected, UsageError, unknown
-from compress.recipe import Recipe
+from compress.recipe import MOST_OF_A_LAYER, Recipe, parse_prune
 from compress.store import Store, file_digest, limit_bytes
 from compress.teacher_plan import TeacherPlan
 from compress.types import Dataset, Splits
@@ -129,7 +129,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     assistants, peers = (
         tuple(catalog.load("nets", spec, plugins) for spec in specs) for specs in (recipe.assistant, recipe.peer)
     )
-    pruner = catalog.load("pruners", recipe.pruner, plugins) if recipe.prune else None
+    pruner = _pruner(recipe, plugins)
     quantizer = catalog.load("quantizers", recipe.quantize, plugins) if recipe.quantize else None
     for name in recipe.runtimes:
         catalog.load("runtimes", name, plugins)
@@ -167,6 +167,28 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         plugins=plugins,
         device=_device(recipe.device),
     )
+
+
+def _pruner(recipe: Recipe, plugins: tuple[Path, ...]) -> Entry | None:
+    """The pruner, where there is something to prune. Raises UsageError for a target that is not its own."""
+    target = parse_prune(recipe.prune)
+    if target is None:
+        return None
+    entry = catalog.load("pruners", recipe.pruner, plugins)
+    kind, value = target
+    if hasattr(entry.module, "masks") and kind != "channels":
+        raise UsageError(
+            f"--prune {recipe.prune}: `{entry.name}` sets single weights to zero, which leaves {kind} as they are",
+            hint="give the part of the weights, as in --prune 0.8, or take --pruner magnitude",
+        )
+    if hasattr(entry.module, "check"):
+        entry.module.check(entry.config, value)
+    if not hasattr(entry.module, "masks") and kind == "channels" and value > MOST_OF_A_LAYER:
+        raise UsageError(
+            f"--prune {recipe.prune} would leave layers empty: at least {1 - MOST_OF_A_LAYER:.0%} of each layer stays",
+            hint=f"prune at most {MOST_OF_A_LAYER:g}, or take a smaller --width",
+        )
+    return entry
 
 
 def _check_classes(recipe: Recipe, splits: Splits, teachers: tuple[TeacherPlan, ...]) -> None:
@@ -228,7 +250,8 @@ def describe(job: Job) -> list[str]:
         lines.append(f"pairing  {'; '.join(recipe.pairing)}")
     if job.pruner:
         lines.append(
-            f"prune    {recipe.prune:.0%} of the channels by {job.pruner.label}, {recipe.recover_epochs} epochs"
+            f"prune    {pruning_words(recipe)} by {job.pruner.label}, {recipe.recover_epochs} epochs"
+            + (f" in {recipe.prune_steps} steps" if recipe.prune_steps > 1 else "")
         )
     if job.quantizer:
         lines.append(f"quantize {job.quantizer.label}, calibrated on {len(splits.calibrate.labels)} train images")
@@ -237,6 +260,16 @@ def describe(job: Job) -> list[str]:
         f"seed {recipe.seed}"
     )
     return lines
+
+
+def pruning_words(recipe: Recipe) -> str:
+    """What `prune` asks for.
+
+    >>> pruning_words(Recipe(prune="macs=0.5"))
+    'to 50% of the macs'
+    """
+    kind, value = parse_prune(recipe.prune) or ("channels", 0.0)
+    return f"{value:.0%} of the channels or weights" if kind == "channels" else f"to {value:.0%} of the {kind}"
 
 
 def _transfer(job: Job) -> str:

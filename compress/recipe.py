@@ -76,8 +76,21 @@ class Recipe:
         high=100,
     )  # fmt: skip
     refine: bool = knob(False, "generations only as long as they get better on select (label refinery)")
-    prune: float = knob(0.0, "part of the channels to remove; 0: no pruning", low=0, high=0.95)
-    pruner: str = knob("magnitude", "which channels matter")
+    prune: str = knob(
+        "", "part of the channels to remove (0.5), or of the cost to keep (macs=0.5, latency=0.6); empty: no pruning"
+    )
+    pruner: str = knob("magnitude", "how much each channel matters, or which single weights become zero")
+    prune_scope: str = knob(
+        "global", "channels compete with those of all layers, or with those of their own", choices=("global", "uniform")
+    )
+    prune_round_to: int = knob(8, "widths that pruning leaves are multiples of this", low=1, high=256)
+    prune_steps: int = knob(1, "prune little by little, with recovery after each step", low=1, high=100)
+    least_speedup: float = knob(
+        1.15,
+        "a pruned stage is kept if it is that much faster than its parent; 0: any that is accurate",
+        low=0,
+        high=100,
+    )
     quantize: str = knob("", "quantizer; empty: the artifact stays float")
     max_drop: float = knob(1.0, "most top-1 that a stage may cost against its parent, in points", low=0, high=100)
 
@@ -135,6 +148,7 @@ class Recipe:
                 "`pairing` by names is of one student and one teacher, not of assistants or peers",
                 hint="take --set pairing=stride",
             )
+        parse_prune(self.prune)
         for key in ("teacher_mean", "teacher_std"):
             for text in getattr(self, key):
                 parse_channels(text, key)
@@ -161,6 +175,9 @@ class Recipe:
             )
 
 
+# at most this part of a layer's channels goes, so that none is emptied
+MOST_OF_A_LAYER = 0.8
+
 # keys that say where things go and how they look, not what they are
 PLACES = ("out", "name", "download")
 
@@ -168,6 +185,31 @@ PLACES = ("out", "name", "download")
 def from_values(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A Recipe from texts or TOML values. Raises UsageError naming the key, the rule and the nearest key."""
     return config.build(Recipe, values, where)
+
+
+def parse_prune(text: str) -> tuple[str, float] | None:
+    """(`channels`, `macs` or `latency`, number) of `0.5`, `macs=0.5`, `latency=0.6`; None of nothing or 0.
+
+    Raises UsageError.
+
+    >>> parse_prune("macs=0.5")
+    ('macs', 0.5)
+    """
+    kind, equals, number = text.rpartition("=")
+    kind = kind.strip() if equals else "channels"
+    if not text:
+        return None
+    if kind not in ("channels", "macs", "latency"):
+        raise UsageError(f"`prune`: `{kind}` in `{text}` is no target", hint="take 0.5, macs=0.5 or latency=0.6")
+    value = config.convert(float, number, f"`prune` in `{text}`")
+    if value == 0 and kind == "channels":
+        return None
+    if not 0 < value < 1:
+        raise UsageError(
+            f"`prune` must lie between 0 and 1, got `{text}`",
+            hint="0.5 removes half of the channels; macs=0.5 and latency=0.6 keep that part",
+        )
+    return kind, value
 
 
 def parse_channels(text: str, key: str) -> tuple[float, ...]:
@@ -215,8 +257,8 @@ def run_name(recipe: Recipe) -> str:
     """`digits-mobilenet-fitnet-int8`: a readable folder name."""
     data = Path(recipe.data.partition(":")[0]).name or "data"
     parts = [data, recipe.student.partition(":")[0], *(spec.partition(":")[0] for spec in recipe.kd)]
-    if recipe.prune:
-        parts.append(f"prune{recipe.prune:g}")
+    if target := parse_prune(recipe.prune):
+        parts.append(f"prune{'' if target[0] == 'channels' else '-' + target[0]}{target[1]:g}")
     if recipe.quantize:
         parts.append(recipe.quantize.partition(":")[0])
     name = recipe.name or "-".join(parts)

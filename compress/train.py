@@ -95,6 +95,7 @@ class _State:
         self.module, self.optimizer = module, optimizer
         self.average = {k: v.clone() for k, v in module.state_dict().items()} if plan.ema else {}
         self.step, self.threads = 0, threads
+        self.held: list[tuple[Tensor, Tensor]] = []  # parameters, and where they may be other than zero
         self.events: list[str] = []
         self.curve: dict[str, list[float]] = {"step": [], "loss": []}
         self.seconds = 0.0
@@ -148,14 +149,17 @@ def fit(
     thread_choices: tuple[int, ...],
     checkpoint: Path,
     device: str = "cpu",
+    hold_zeros: bool = False,
 ) -> dict[str, Any]:
     """Train `module` in place to the end of `plan`, from `checkpoint` if it is there.
 
-    `loss_of(batch) → scalar` may use networks beside `module`; only `module`'s parameters are trained. Returns facts:
+    `loss_of(batch) → scalar` may use networks beside `module`; only `module`'s parameters are trained, and with
+    `hold_zeros` no weight that is zero now, whatever momentum and weight decay say. Returns facts:
     the loss curve, events (a new choice of threads), steps, images a second. Raises TrainingDiverged at the first
     loss that is not finite, and Interrupted after a signal; the last good checkpoint stays.
     """
     state = _State(module, make_optimizer(plan, module), plan, threads)
+    state.held = [(p, p != 0) for p in module.parameters() if p.dim() > 1 and not p.all()] if hold_zeros else []
     if checkpoint.exists():
         state.load(checkpoint)
         say(f"  {name}: going on from step {state.step}")
@@ -254,6 +258,9 @@ def _step(loss_of: Callable[[Batch], Tensor], batch: Batch, plan: Plan, seed: in
         raise _diverged(f"the loss of {name} became {value} at step {state.step}", plan)
     loss.backward()
     state.optimizer.step()
+    with torch.no_grad():
+        for parameter, free in state.held:
+            parameter.mul_(free)
     if state.average:
         with torch.no_grad():
             for key, value_now in state.module.state_dict().items():

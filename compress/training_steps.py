@@ -5,6 +5,7 @@ Raise a step's number in VERSIONS when the same inputs would give another result
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 
 from compress import bench, bias, catalog, distill, environment, export, files, live_teachers, mutual, randomness, train
 from compress import network as net
-from compress import prune as pruning
 from compress.augment import Augmenter
 from compress.environment import versions
 from compress.errors import InputRejected
@@ -23,7 +23,7 @@ from compress.store import Step, Store, file_digest
 from compress.teacher_plan import TeacherPlan
 from compress.types import Dataset
 
-VERSIONS = {"teacher": 2, "train": 4, "prune": 2, "corrected": 1}
+VERSIONS = {"teacher": 2, "train": 4, "corrected": 1}
 RECOVERY_LEARNING_RATE = 0.3  # of the recipe's: a pruned network keeps most of what it knew
 
 
@@ -169,10 +169,12 @@ def _refuse_chance(logits: np.ndarray, labels: np.ndarray, dataset: Dataset, pat
 def train_step(
     job: Job, store: Store, name: str, network: Network, teachers: tuple[Step, ...],
     methods: tuple[catalog.Entry, ...], plan: train.Plan, *, with_stages: bool = True, start: str = "",
-    seed: int | None = None, dataset: Dataset | None = None,
+    seed: int | None = None, dataset: Dataset | None = None, hold_zeros: bool = False,
+    penalty: catalog.Entry | None = None,
 ) -> Step:  # fmt: skip
     """`network` trained by `methods`; `start` is the digest of its initial weights where they are not a function of
-    the seed; `seed` is the recipe's and `dataset` the transfer set unless given.
+    the seed; `seed` is the recipe's and `dataset` the transfer set unless given. `hold_zeros`: weights that are zero
+    stay so. `penalty`: a pruner whose penalty is added to the objective.
     """
     seed, dataset = job.recipe.seed if seed is None else seed, dataset or job.transfer
     thread_choices = tuple(sorted({1, environment.allowed_threads()}))
@@ -187,12 +189,15 @@ def train_step(
         "start": start,
         "with_stages": with_stages,
         "execution": [dataclasses.asdict(e) for e in (student_execution, *(s.execution for s in sources)) if e],
+        **({"hold_zeros": True} if hold_zeros else {}),
+        **({"penalty": penalty.spec} if penalty else {}),
     }
 
     def make(folder: Path) -> dict[str, Any]:
         training = distill.Training(
             plan=plan, name=name, seed=seed, student_execution=student_execution, thread_choices=thread_choices,
-            folder=folder, device=job.device, pairing=job.recipe.pairing,
+            folder=folder, device=job.device, pairing=job.recipe.pairing, hold_zeros=hold_zeros,
+            penalty=partial(penalty.module.penalty, penalty.config) if penalty else None,
         )  # fmt: skip
         asked = live_teachers.together(job, store, sources, plan.views, dataset)
         result = distill.distill(network, asked, methods, Augmenter(dataset), training, with_stages=with_stages)
@@ -283,25 +288,6 @@ def mutual_step(job: Job, store: Store, entries: tuple[catalog.Entry, ...], teac
 
 def trained(job: Job, step: Step) -> Network:
     return net.load(step.folder, job.plugins)
-
-
-def prune_step(job: Job, store: Store, student: Step) -> Step:
-    """The student without the least important channels, before recovery."""
-    assert job.pruner
-    parts = {
-        "version": VERSIONS["prune"],
-        "student": student.key,
-        "pruner": job.pruner.spec,
-        "ratio": job.recipe.prune,
-        "versions": versions("torch-pruning", "torch"),
-    }
-
-    def make(folder: Path) -> dict[str, Any]:
-        assert job.pruner
-        net.save(pruning.prune(trained(job, student), job.pruner, job.recipe.prune, plugins=job.plugins), folder)
-        return {}
-
-    return store.step("prune", parts, make, say)
 
 
 def corrected_step(job: Job, store: Store, student: Step) -> Step:

@@ -50,6 +50,14 @@ class Splits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Images uint8 `[N,H,W,C]` and labels int64 `[N]`, all known."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """`inputs` float32 `[B,C,H,W]` in [0,1], `labels` int64 `[B]`, `index` and `view` uint64 `[B]` (numpy)."""
 

@@ -65,7 +65,7 @@ def test_help_names_every_command_and_imports_nothing_heavy(compress):
         (["run", "--kd", "kd:temperature=hot"], ["temperature", "hot", "number"]),
         (["run", "--kd", "kd:temperature=0"], ["temperature", "[0.05, 1000]"]),
         (["run", "--quantize", "int7"], ["`int7`", "`int8`"]),
-        (["run", "--prune", "1.5"], ["`prune`", "0.95", "1.5"]),
+        (["run", "--prune", "1.5"], ["`prune`", "between 0 and 1", "1.5"]),
         (["run", "--set", "lerning_rate=1"], ["`lerning_rate`", "`learning_rate`"]),
         (["run", "--set", "batch_size"], ["KEY=VALUE"]),
         (["run", "--set", "optimizer=adam"], ["`adam`", "`adamw`"]),

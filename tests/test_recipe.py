@@ -18,7 +18,7 @@ SOME = {
     "teacher_mean": (".485,.456,.406",),
     "teacher_std": (".229 .224 .225",),
     "kd": ("kd:temperature=2", "fitnet"),
-    "prune": 0.1 + 0.2,
+    "prune": "macs=0.3",
     "seed": 2**31 - 1,
     "download": True,
     "threads": ("1", "4"),
@@ -51,7 +51,7 @@ def test_lists_are_not_empty_and_name_nothing_twice() -> None:
 def test_texts_of_the_command_line_give_the_same() -> None:
     texts = {"prune": "0.3", "epochs": "5", "kd": "kd:temperature=4,kd_weight=1;fitnet", "download": "yes"}
     assert recipe.from_values(texts) == Recipe(
-        prune=0.3, epochs=5, kd=("kd:temperature=4,kd_weight=1", "fitnet"), download=True
+        prune="0.3", epochs=5, kd=("kd:temperature=4,kd_weight=1", "fitnet"), download=True
     )
 
 
@@ -59,7 +59,10 @@ def test_texts_of_the_command_line_give_the_same() -> None:
     ("values", "parts"),
     [
         ({"epoch": 3}, ("unknown knob `epoch`", "did you mean `epochs`?")),
-        ({"prune": 0.99}, ("`prune`", "[0, 0.95]")),
+        ({"prune": "1.5"}, ("`prune` must lie between 0 and 1", "macs=0.5")),
+        ({"prune": "flops=0.5"}, ("`flops`", "is no target", "latency=0.6")),
+        ({"prune": "macs=0"}, ("between 0 and 1",)),
+        ({"prune": "half"}, ("must be a number",)),
         ({"learning_rate": "fast"}, ("`learning_rate`", "must be a number")),
         ({"optimizer": "adam"}, ("`optimizer`", "sgd, adamw", "did you mean `adamw`?")),
         ({"threads": ["0"]}, ("`threads`", "1 to 1024")),
@@ -96,9 +99,9 @@ def test_a_file_that_is_no_recipe_is_named(data: bytes | None, tmp_path: Path) -
     ("values", "name"),
     [
         ({}, "digits-mobilenet-kd"),
-        ({"kd": "fitnet:stride=2,kd", "prune": 0.25, "quantize": "int8"}, None),
+        ({"kd": "fitnet:stride=2,kd", "prune": "0.25", "quantize": "int8"}, None),
         (
-            {"kd": ("fitnet:stride=2", "kd"), "prune": 0.25, "quantize": "int8"},
+            {"kd": ("fitnet:stride=2", "kd"), "prune": "0.25", "quantize": "int8"},
             "digits-mobilenet-fitnet-kd-prune0.25-int8",
         ),
         ({"data": "/home/me/my photos"}, "my_photos-mobilenet-kd"),

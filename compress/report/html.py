@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_comparison, plots_latency, plots_stages, plots_tree, svg, tables, words
+from compress.report import plots_comparison, plots_latency, plots_pruning, plots_stages, plots_tree, svg, tables, words
 from compress.report.labels import Labels, labels_of, timed
 from compress.report.markup import Markup, clean, element, escape, join
 
@@ -139,6 +139,14 @@ def _curve_key(document: dict[str, Any], labels: Labels) -> Markup:
     return element("ul", *items, class_="key")
 
 
+def _shares_key(document: dict[str, Any]) -> Markup:
+    items = []
+    for class_, what in plots_pruning.shares(document):
+        drawing = element("svg", svg.line(1, 7, 29, 7, f"line {class_}"), viewBox="0 0 30 14", aria_hidden="true")
+        items.append(element("li", drawing, element("span", what)))
+    return element("ul", *items, class_="key")
+
+
 def _plots(document: dict[str, Any], labels: Labels) -> Markup:
     return element(
         "div",
@@ -178,7 +186,11 @@ def _stages(document: dict[str, Any], labels: Labels) -> Markup:
                 _curve_key(document, labels)),
         class_="two",
     )  # fmt: skip
-    return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures)
+    layers = plots_pruning.sensitivity(document)
+    pruning = layers and _figure(
+        "How much hangs on each layer, and how much of it went", words.SENSITIVITY, layers, _shares_key(document)
+    )
+    return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures, pruning)
 
 
 def _choice(document: dict[str, Any]) -> Markup | None:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_tree
+from compress.report import plots_pruning, plots_tree
 from compress.report.markup import clean
 from compress.report.tables import parity_text
 from compress.report.words import CHOICE
@@ -209,6 +209,8 @@ def render(document: dict[str, Any]) -> str:
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]
+    if lines := plots_pruning.lines(document):
+        parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:

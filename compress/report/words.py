@@ -21,6 +21,10 @@ STAGES = (
     "Latency and bytes: how many times better than the parent."
 )
 WATERFALL = "On the report split, with 95 % intervals. Faded: not kept."
+SENSITIVITY = (
+    "Lines: top-1 on images of select before any recovery, with a part of this layer's channels masked, the least "
+    "important first, and all other layers whole; dashed: nothing masked. Bars: the part of its channels that went."
+)
 LOSSES = "As logged while training."
 CHOICE = (
     "Bytes and latency are of files with untrained weights, which neither depends on but for some bytes; MACs stand "

@@ -1,0 +1,289 @@
+"""Which channels of a network hang together: found by a probe, not by reading its code or its graph.
+
+A channel is followed by making it NaN: whatever only moves, adds, scales or pools channels hands the NaN on, and the
+layers that mix channels show at which of their inputs it arrives. So residual sums, concatenations, splits, shuffles,
+padding, squeeze-excite and depthwise convolutions are seen as they are, in any network. Many channels are followed at
+once, each by the bits of its number. What mixes channels outside of a layer (normalisation over channels, attention)
+gives itself away, since two channels arrive at one place; such channels are kept.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROWS = 64  # probes in one forward pass: bounds its memory
+
+# layer path → its indices
+Places = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Channels that can only go together: `made` are output channels of layers that mix, `passed` those of layers that
+    treat each channel alone (BatchNorm, depthwise convolution), `taken` input channels of layers that mix.
+    """
+
+    made: Places
+    passed: Places
+    taken: Places
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Units that are made by the same layers, so that they can be compared; each is one step of their width."""
+
+    layers: tuple[str, ...]
+    units: tuple[Unit, ...]
+
+    @property
+    def channels_per_unit(self) -> int:
+        """Channels that a layer loses with one unit."""
+        return max(len(places) for places in self.units[0].made.values())
+
+
+def mixes(layer: nn.Module) -> bool:
+    """Whether a layer with weights makes new channels of those it takes."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and not depthwise(layer))
+
+
+def depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+
+
+def passes(layer: nn.Module) -> bool:
+    """Whether a layer with weights treats each channel alone."""
+    return isinstance(layer, nn.BatchNorm2d) or depthwise(layer)
+
+
+def families(network: nn.Module, input_shape: tuple[int, int, int]) -> list[Family]:
+    """What may be removed, in the order of the layers: neither the input's channels nor the answers are among it."""
+    arrivals = _follow(network, input_shape)
+    return list(_families(network, _units(network, arrivals)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arrivals:
+    """Of one followed layer: at each place, the channel that arrives at each input (−1 none, −2 more than one)."""
+
+    layer: str
+    at: dict[str, list[np.ndarray]]
+    at_output: bool
+
+
+_OUTPUT = ""
+
+
+def _follow(network: nn.Module, input_shape: tuple[int, int, int]) -> list[_Arrivals]:
+    network = copy.deepcopy(network).float().eval()
+    modules = dict(network.named_modules())
+    codes = {path: _code(_width(layer)) for path, layer in modules.items() if mixes(layer)}
+    rows = [(path, number) for path, code in codes.items() for number in range(len(code))]
+    shapes = _output_shapes(network, input_shape)
+    # place → for each of its calls, which of its inputs were NaN in each row of the probe
+    seen: dict[str, list[list[np.ndarray]]] = defaultdict(list)
+    calls: dict[str, int] = defaultdict(int)
+    chunk: list[tuple[str, int]] = []
+
+    def note(path: str, value: Tensor, axis: int) -> np.ndarray:
+        """bool `[rows, channels]`: which are NaN."""
+        hit = torch.isnan(value).transpose(axis, -1).reshape(len(chunk), -1, value.shape[axis]).any(1).numpy()
+        while len(seen[path]) <= calls[path]:
+            seen[path].append([])
+        seen[path][calls[path]].append(hit)
+        calls[path] += 1
+        return hit
+
+    def forward(value: Tensor, path: str) -> Tensor:
+        """Instead of the layer: of its arithmetic only the shape matters, and whether a channel is NaN."""
+        layer = modules[path]
+        marked = note(path, value, _axis(layer))
+        output = torch.zeros(len(chunk), *shapes[path][calls[path] - 1])
+        if path in codes:
+            marked = np.zeros((len(chunk), len(codes[path][0])), bool)
+            for row, (followed, number) in enumerate(chunk):
+                if followed == path:
+                    marked[row] = codes[path][number]
+        output.transpose(_axis(layer), -1).masked_fill_(_spread(marked, output.dim()), math.nan)
+        return output
+
+    for path, layer in modules.items():
+        if mixes(layer) or passes(layer):
+            layer.forward = partial(forward, path=path)
+    with torch.no_grad():
+        for start in range(0, len(rows), ROWS):
+            chunk = rows[start : start + ROWS]
+            calls.clear()
+            note(_OUTPUT, network(torch.full((len(chunk), *input_shape), 0.5)), 1)
+    tables = {path: [np.concatenate(parts) for parts in of_calls] for path, of_calls in seen.items()}
+    of_layer = {path: [row for row, (followed, _) in enumerate(rows) if followed == path] for path in codes}
+    found = []
+    for path, code in codes.items():
+        own = slice(of_layer[path][0], of_layer[path][-1] + 1)
+        at = {
+            place: [_decode(table[own], code) for table in of_calls if table[own].any()]
+            for place, of_calls in tables.items()
+        }
+        found.append(_Arrivals(layer=path, at_output=bool(at.pop(_OUTPUT)), at=at))
+    return found
+
+
+def _spread(marked: np.ndarray, dimensions: int) -> Tensor:
+    """`[rows, channels]` as `[rows, 1, …, channels]`."""
+    return torch.from_numpy(marked).view(len(marked), *[1] * (dimensions - 2), -1)
+
+
+def _output_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, list[torch.Size]]:
+    """Shapes that each layer with weights gives for one image, call by call."""
+    shapes: dict[str, list[torch.Size]] = defaultdict(list)
+    handles = [
+        layer.register_forward_hook(lambda m, i, output, path=path: shapes[path].append(output.shape[1:]))
+        for path, layer in network.named_modules()
+        if mixes(layer) or passes(layer)
+    ]
+    with torch.no_grad():
+        network(torch.zeros(1, *input_shape))
+    for handle in handles:
+        handle.remove()
+    return shapes
+
+
+def _axis(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _width(layer: nn.Module) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[return-value]
+
+
+def _code(width: int) -> np.ndarray:
+    """bool `[rows, width]`: for each bit of the channels' numbers, those where it is 1, then those where it is 0."""
+    bits = max(1, (width - 1).bit_length())
+    ones = np.arange(width) >> np.arange(bits)[:, None] & 1 == 1
+    return np.stack([ones, ~ones], axis=1).reshape(2 * bits, width)
+
+
+_NOTHING, _SEVERAL = -1, -2
+
+
+def _decode(hits: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """The channel that arrives at each input, of `hits` bool `[rows, inputs]`."""
+    ones, zeros = hits[0::2], hits[1::2]
+    channel = (ones * (1 << np.arange(len(ones)))[:, None]).sum(0)
+    channel = np.where((ones & zeros).any(0), _SEVERAL, channel)
+    # a channel shows in one of the two rows of each bit; in fewer only where its number does not exist
+    return np.where((ones | zeros).any(0), channel, _NOTHING)
+
+
+def _units(network: nn.Module, arrivals: list[_Arrivals]) -> list[Unit]:
+    """Channels joined by every place at which they meet, less those that must stay."""
+    layers = dict(network.named_modules())
+    widths = {one.layer: _width(layers[one.layer]) for one in arrivals}
+    first = dict(zip(widths, np.cumsum([0, *widths.values()]).tolist(), strict=False))
+    parent = list(range(sum(widths.values())))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    fixed: set[int] = set()
+    meets: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for one in arrivals:
+        everyone = range(first[one.layer], first[one.layer] + widths[one.layer])
+        tables = [(place, table) for place, calls in one.at.items() for table in calls]
+        if one.at_output or any((table == _SEVERAL).any() for _, table in tables):
+            fixed.update(everyone)
+        for place, table in tables:
+            for position in np.flatnonzero(table >= 0).tolist():
+                meets[place, position].append(first[one.layer] + int(table[position]))
+    for nodes in meets.values():
+        for node in nodes[1:]:
+            parent[root(node)] = root(nodes[0])
+    stays = {root(node) for node in fixed}
+    made, passed, taken = (defaultdict(lambda: defaultdict(list)) for _ in range(3))
+    for layer, start in first.items():
+        for channel in range(widths[layer]):
+            made[root(start + channel)][layer].append(channel)
+    for (place, position), nodes in meets.items():
+        kind = taken if mixes(layers[place]) else passed
+        kind[root(nodes[0])][place].append(position)
+    return [
+        Unit(made=_frozen(made[node]), passed=_frozen(passed[node]), taken=_frozen(taken[node]))
+        for node in made
+        if node not in stays and taken[node]
+    ]
+
+
+def _frozen(places: dict[str, list[int]]) -> Places:
+    return {layer: tuple(sorted(positions)) for layer, positions in places.items()}
+
+
+def _families(network: nn.Module, units: list[Unit]) -> Iterator[Family]:
+    alike: dict[tuple[str, ...], list[Unit]] = defaultdict(list)
+    for unit in units:
+        alike[tuple(unit.made)].append(unit)
+    for layers, members in alike.items():
+        for path in layers:
+            members = _tied(members, path, network.get_submodule(path))
+        takers = dict.fromkeys(path for unit in members for path in unit.taken)
+        for path in takers:
+            members = _balanced(members, path, network.get_submodule(path))
+        if len(members) > 1:
+            yield Family(layers=layers, units=tuple(members))
+
+
+def _tied(units: list[Unit], path: str, layer: nn.Module) -> list[Unit]:
+    """A grouped convolution loses the same channel of each of its groups: a shuffle after it keeps its order."""
+    groups = getattr(layer, "groups", 1)
+    if groups == 1:
+        return units
+    size = _width(layer) // groups
+    alike: dict[tuple[int, ...], list[Unit]] = defaultdict(list)
+    for unit in units:
+        alike[tuple(sorted({channel % size for channel in unit.made[path]}))].append(unit)
+    joined = [joined_unit(members) for members in alike.values()]
+    return [unit for unit in joined if np.ptp(_counts(unit.made[path], size, groups)) == 0]
+
+
+def _balanced(units: list[Unit], path: str, layer: nn.Module) -> list[Unit]:
+    """A grouped convolution must lose equally many inputs of each of its groups: one unit of each is joined to one.
+
+    Units that lie in several groups, unevenly, are left out.
+    """
+    groups = getattr(layer, "groups", 1)
+    if groups == 1:
+        return units
+    size = layer.in_channels // groups  # type: ignore[union-attr, operator]
+    even, by_group = [], defaultdict(list)
+    for unit in units:
+        counts = _counts(unit.taken.get(path, ()), size, groups)
+        if np.ptp(counts) == 0:
+            even.append(unit)
+        elif np.count_nonzero(counts) == 1:
+            by_group[int(counts.argmax()), int(counts.max())].append(unit)
+    for count in sorted({count for _, count in by_group}):
+        rows = [by_group.get((group, count), []) for group in range(groups)]
+        even += [joined_unit(members) for members in zip(*rows, strict=False)]
+    return even
+
+
+def _counts(positions: Iterable[int], size: int, groups: int) -> np.ndarray:
+    return np.bincount(np.array([p // size for p in positions], dtype=int), minlength=groups)
+
+
+def joined_unit(units: Iterable[Unit]) -> Unit:
+    """One unit of several."""
+    kinds: dict[str, dict[str, list[int]]] = {kind: defaultdict(list) for kind in ("made", "passed", "taken")}
+    for unit in units:
+        for kind, places in kinds.items():
+            for path, positions in getattr(unit, kind).items():
+                places[path] += positions
+    return Unit(**{kind: _frozen(places) for kind, places in kinds.items()})
