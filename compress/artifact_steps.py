@@ -13,6 +13,7 @@ import torch
 
 from compress import bench, environment, export, randomness, train
 from compress import network as net
+from compress.catalog import Entry
 from compress.environment import versions
 from compress.fuse import merge_branches
 from compress.losses import mean_of_probabilities
@@ -137,22 +138,24 @@ def torch_artifact(job: Job, stage: str, network_step: Step, facts: dict[str, An
 def quantize_step(job: Job, store: Store, parent: Artifact) -> Step:
     """The ONNX file quantized, calibrated on the calibrate split."""
     assert job.quantizer
-    calibrate = job.splits.calibrate
+    return quantized(store, job.quantizer, parent, job.splits.calibrate, plugins_digest(job))
+
+
+def quantized(store: Store, quantizer: Entry, parent: Artifact, calibrate: Dataset, plugins: list[str]) -> Step:
     parts = {
         "version": VERSIONS["quantize"],
         "parent": parent.digest,
-        "quantizer": job.quantizer.spec,
+        "quantizer": quantizer.spec,
         "calibrate": calibrate.digest,
-        "plugins": plugins_digest(job),
+        "plugins": plugins,
         "versions": versions("onnxruntime", "onnxruntime-gpu", "onnx"),
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        assert job.quantizer
         path = folder / "model.onnx"
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
-        facts = job.quantizer.module.apply(job.quantizer.config, parent.path, path, calibrate.images, scratch)
+        facts = quantizer.module.apply(quantizer.config, parent.path, path, calibrate.images, scratch)
         for leftover in scratch.iterdir():
             leftover.unlink()
         scratch.rmdir()

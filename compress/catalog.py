@@ -1,8 +1,9 @@
 """The folder is the registry: an entry is one module in `compress/<kind>/`, named as it is typed on the command line.
 
 A trailing underscore of a module name is dropped (`torchvision_.py` is typed `torchvision`). An entry may name presets
-of its own knobs in a literal `VARIANTS = {"resnet20": {"depth": 20}, …}`; names are read from the source, so that
-listing imports nothing. A user's own net or method comes as a plugin: a Python file named on the command line.
+of its own knobs in a literal `VARIANTS = {"resnet20": {"depth": 20}, …}`, and a network specs that are worth a look as
+a student in `CANDIDATES = ("mobilenet:width=0.25", …)`; both are read from the source, so that listing imports nothing.
+A user's own net or method comes as a plugin: a Python file named on the command line.
 """
 
 import ast
@@ -68,20 +69,49 @@ def _top_level_functions(path: Path) -> set[str]:
     return {node.name for node in _parse(path).body if isinstance(node, ast.FunctionDef)}
 
 
-def _variants(path: Path) -> dict[str, dict[str, Any]]:
+def _literal(path: Path, name: str) -> Any:
+    """The literal that the file gives `name` at its top level, or None."""
     for node in _parse(path).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "VARIANTS" for t in node.targets):
-            return ast.literal_eval(node.value)
-    return {}
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            try:
+                return ast.literal_eval(node.value)
+            except ValueError:
+                raise InputRejected(f"{name} in {path} is not a literal: it is read without running the file") from None
+    return None
+
+
+def _variants(path: Path) -> dict[str, dict[str, Any]]:
+    return _literal(path, "VARIANTS") or {}
+
+
+def candidates(plugins: tuple[Path, ...] = ()) -> dict[str, tuple[str, ...] | None]:
+    """The specs that each network's file declares as CANDIDATES, without importing it. None where it declares nothing;
+    none at all where it only stands for networks of others.
+    """
+    found: dict[str, tuple[str, ...] | None] = {}
+    for name, path in _sources("nets", plugins).items():
+        declared = _literal(path, "CANDIDATES")
+        if declared is not None and not (
+            isinstance(declared, tuple | list) and all(isinstance(spec, str) and spec for spec in declared)
+        ):
+            raise InputRejected(f"CANDIDATES in {path} must be a tuple of specs, got {declared!r}")
+        found[name] = None if declared is None else tuple(declared)
+    return found
 
 
 def names(kind: str, plugins: tuple[Path, ...] = ()) -> list[str]:
     """Every name that may be typed for `kind`, without importing an entry."""
-    found: list[str] = []
-    for name, path in _sources(kind, plugins).items():
-        variants = _variants(path)
-        found += [name, *variants] if name not in variants else list(variants)
-    return found
+    return [name for stem, path in _sources(kind, plugins).items() for name in _names_of(stem, path)]
+
+
+def names_of(kind: str, stem: str, plugins: tuple[Path, ...] = ()) -> list[str]:
+    """The names of one file's entry: its own and its variants'."""
+    return _names_of(stem, _sources(kind, plugins)[stem])
+
+
+def _names_of(stem: str, path: Path) -> list[str]:
+    variants = _variants(path)
+    return [stem, *variants] if stem not in variants else list(variants)
 
 
 def path_of(kind: str, name: str, plugins: tuple[Path, ...] = ()) -> Path:

@@ -45,7 +45,10 @@ def measurement_facts(measurement: Measurement, twin_of: str) -> dict[str, Any]:
 
 def recipe_digest(job: "Job") -> str:
     """Digest of what the artifacts depend on: the recipe without places and measuring, and the train split."""
-    aside = (*recipe.PLACES, "data", "tier", "runtimes", "threads", "teacher_checkpoint")
+    aside = (
+        *recipe.PLACES, "data", "tier", "runtimes", "threads", "teacher_checkpoint", "max_latency", "max_size",
+        "screen_epochs",
+    )  # fmt: skip
     values = {k: v for k, v in recipe.as_dict(job.recipe).items() if k not in aside}
     return digest([values, job.splits.train.digest])
 
@@ -82,6 +85,7 @@ def of_run(
         "measurements": measured["measurements"],
         "warnings": [*splits.warnings],
         "tree": measured["tree"],
+        "choice": measured["choice"],
     }
 
 

@@ -53,6 +53,14 @@ def latency(
         )  # fmt: skip
 
 
+def synthetic_images(input_shape: tuple[int, int, int], count: int = SYNTHETIC_IMAGES) -> np.ndarray:
+    """Random images, uint8 `[N,H,W,C]`: a function of their shape alone."""
+    channels, height, width = input_shape
+    counters = np.arange(count * height * width * channels)
+    noise = randomness.integers(randomness.derive("synthetic"), 256, counters).astype(np.uint8)
+    return noise.reshape(count, height, width, channels)
+
+
 def bench_files(
     artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str
 ) -> dict:
@@ -65,10 +73,7 @@ def bench_files(
     if len(shapes) > 1:
         raise InputRejected(f"the files take images of different shapes: {', '.join(map(str, sorted(shapes)))}")
     if synthetic:
-        channels, height, width = artifacts[0].input_shape
-        counters = np.arange(SYNTHETIC_IMAGES * height * width * channels)
-        noise = randomness.integers(randomness.derive("synthetic"), 256, counters).astype(np.uint8)
-        images, note = noise.reshape(SYNTHETIC_IMAGES, height, width, channels), "synthetic random images"
+        images, note = synthetic_images(artifacts[0].input_shape), "synthetic random images"
     else:
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"

@@ -24,6 +24,7 @@ from compress import (
     pruning_steps,
     publish,
     schedules,
+    screen,
     taps,
     training_steps,
     tree_facts,
@@ -75,11 +76,12 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
         document = publish.finished(places, inputs)
         if document is not None:
             return Result(models=places.models, reports=places.reports, document=document, reused=True)
+        recipe, choice = screen.resolve(recipe, splits, store, plugins, _try_networks)
         job = plan.make(recipe, splits, plugins)
         for line in plan.describe(job):
             say(line)
         links = list(make_chain(job, store))
-        measured = measure(job, store, links)
+        measured = measure(job, store, links) | {"choice": choice}
         measured["run"] |= {
             "command": command or f"compress run --recipe {places.models / 'recipe.toml'}",
             "started": started_at.isoformat(timespec="seconds"),
@@ -331,6 +333,8 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
     store = store or Store.default()
     places = publish.places(recipe)
     splits = plan.load_data(recipe, store, plugins)
+    inputs = publish.inputs_digest(recipe, splits, plugins)
+    recipe, _ = screen.resolve(recipe, splits, store, plugins, _try_networks, trials=Peek(store.root))
     job = plan.make(recipe, splits, plugins)
     lines = [
         *plan.describe(job),
@@ -340,7 +344,7 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
         f"store    {store.root}",
         "",
     ]
-    if publish.finished(places, publish.inputs_digest(recipe, splits, plugins)) is not None:
+    if publish.finished(places, inputs) is not None:
         return "\n".join([*lines, "everything is there already: nothing would be computed"])
     there = _already_there(job, store)
     total = 0.0

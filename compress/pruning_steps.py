@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from compress import batchnorm, bench, environment, export, measuring, prune, sensitivity, sparse, stats, training_steps
+from compress import (
+    batchnorm,
+    bench,
+    environment,
+    export,
+    measuring,
+    prune,
+    screen,
+    sensitivity,
+    sparse,
+    stats,
+    training_steps,
+)
 from compress import network as net
 from compress.catalog import load as load_entry
 from compress.environment import versions
@@ -104,7 +116,7 @@ def _without_channels(
         more = f" and {len(found.stays) - 3} more" if len(found.stays) > 3 else ""
         say(f"  prune: the channels of {named}{more} stay, since widths there cannot follow a removal")
     ranking = prune.rank(found, job.pruner, samples)
-    options = {"scope": recipe.prune_scope, "round_to": recipe.prune_round_to}
+    options: dict[str, Any] = {"scope": recipe.prune_scope, "round_to": recipe.prune_round_to}
     facts: dict[str, Any] = {"sensitivity": None, "search": []}
     if number == 1:
         say("  prune: how much hangs on each layer")
@@ -240,8 +252,12 @@ def speedup(job: Job, store: Store, parent: Artifact, child: Artifact) -> dict[s
 
 
 def worth(job: Job, store: Store, parent: Artifact, child: Artifact) -> tuple[bool, str]:
-    """Whether the smaller file is kept for its speed, and the figures. Slower or equal ones are not."""
-    least = job.recipe.least_speedup
+    """Whether the smaller file is kept, and the figures: for its speed, or since it meets the size that was asked for
+    and its parent does not.
+    """
+    least, limit = job.recipe.least_speedup, screen.limits_of(job.recipe).size_bytes
+    if limit and child.size_bytes <= limit < parent.size_bytes:
+        return True, f"has {child.size_bytes:,} bytes, of {limit:,} allowed; {parent.stage} has {parent.size_bytes:,}"
     if not least:
         return True, ""
     found = speedup(job, store, parent, child)
@@ -277,7 +293,7 @@ def refuse(job: Job, student: Network) -> None:
         sparse.thin(student, job.pruner, target[1], samples)
         return
     ranking = prune.rank(prune.prunable(student), job.pruner, samples)
-    options = {"scope": job.recipe.prune_scope, "round_to": job.recipe.prune_round_to}
+    options: dict[str, Any] = {"scope": job.recipe.prune_scope, "round_to": job.recipe.prune_round_to}
     ratio = target[1] if target[0] == "channels" else MOST_OF_A_LAYER
     if target[0] == "macs":
         ratio = prune.ratio_for(net.count_macs, ranking, target[1], **options)

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import config
+from compress import config, units
 from compress.config import knob
 from compress.errors import InputRejected, UsageError
+
+AUTO = "auto"  # as the student: one of the candidates, chosen by what they cost here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,14 @@ class Recipe:
     teacher_epochs: int = knob(
         0, "epochs of a teacher trained on the spot; 0: chosen from the data", low=0, high=100_000
     )
-    student: str = knob("mobilenet", "student network")
+    student: str = knob("mobilenet", "student network; `auto`: the best of the candidates that the limits allow")
+    max_latency: str = knob(
+        "", "most that an image may take, by the upper end of the interval, such as 3ms; empty: no limit"
+    )
+    max_size: str = knob("", "most bytes of the file that ships, such as 500kB (kB: 1000 bytes); empty: no limit")
+    screen_epochs: int = knob(
+        0, "with `auto`, epochs of labels that candidates are tried for; 0: the most MACs win", low=0, high=100_000
+    )
     width: float = knob(0.0, "width multiplier of the student, over its spec's; 0: its default", low=0, high=16)
     kd: tuple[str, ...] = knob(("kd",), "distillation methods, with knobs; they add up", separator=";")
     pairing: tuple[str, ...] = knob(
@@ -122,6 +131,7 @@ class Recipe:
                 raise UsageError(f"`{key}` in the recipe is empty: at least one is needed")
             if key in ("runtimes", "threads") and len(set(items)) < len(items):
                 raise UsageError(f"`{key}` in the recipe names something twice: {', '.join(items)}")
+        self._check_screening()
         if self.refine and not self.generations:
             raise UsageError("`refine` needs `generations`: the most that there may be")
         for number in self.threads:
@@ -147,6 +157,22 @@ class Recipe:
         for text in self.teacher_size:
             if text and not (text.isdigit() and 1 <= int(text) <= 1024):
                 raise UsageError(f"`teacher_size` in the recipe must be whole numbers from 1 to 1024, got `{text}`")
+
+    def _check_screening(self) -> None:
+        if self.max_latency:
+            units.latency_ns(self.max_latency, "`max_latency` in the recipe")
+        if self.max_size:
+            units.size_bytes(self.max_size, "`max_size` in the recipe")
+        if self.student == AUTO and self.width:
+            raise UsageError(
+                "--width is of one student, and --student auto chooses among several",
+                hint="leave --width away: the candidates have widths of their own, see `compress list nets --input`",
+            )
+        if self.screen_epochs and self.student != AUTO:
+            raise UsageError(
+                f"`screen_epochs` tries candidates, and the student is given: `{self.student}`",
+                hint="add --student auto, or leave --screen-epochs away",
+            )
 
 
 # at most this part of a layer's channels goes, so that none is emptied

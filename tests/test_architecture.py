@@ -16,15 +16,9 @@ VOCABULARY = {"types", "config", "catalog", "errors", "stats", "environment"}
 STEPS = {"distill", "prune", "export", "evaluate", "bench"}
 # what may use steps, and is used by the command line only
 CONDUCTORS = {
-    "training_steps",
-    "artifact_steps",
-    "live_teachers",
-    "schedules",
-    "estimate",
-    "pipeline",
-    "publish",
-    "pruning_steps",
-}
+    "training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "candidates", "costs", "screen",
+    "pipeline", "publish", "pruning_steps",
+}  # fmt: skip
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
@@ -125,7 +119,20 @@ def loaded(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli.main", "bench", "worker", "child", "report", "stats", "environment", "store", "runtimes.ort_cpu", "recipe"],
+    [
+        "cli.main",
+        "bench",
+        "worker",
+        "child",
+        "report",
+        "stats",
+        "environment",
+        "store",
+        "runtimes.ort_cpu",
+        "recipe",
+        "choice",
+        "costs",
+    ],  # fmt: skip
 )
 def test_the_measuring_side_imports_nothing_heavy(module: str) -> None:
     assert not loaded(f"import compress.{module}") & HEAVY
@@ -140,7 +147,7 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["list", "nets"]], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     # seen in what is loaded rather than in time, which depends on the machine
     assert not loaded(HELP.format(arguments=arguments)) & (HEAVY | {"numpy", "PIL", "safetensors"})

@@ -160,6 +160,10 @@ def test_a_stage_that_is_not_faster_is_not_kept(store: Store) -> None:
     assert not kept and "is not 1.15 times as fast as distilled" in why and "ort_cpu" in why
     any_speed = job_of(prune="0.5", tier="smoke", least_speedup=0.0)
     assert pruning_steps.worth(any_speed, store, artifact, same) == (True, "")
+    smaller = dataclasses.replace(same, size_bytes=artifact.size_bytes - 1000)
+    limited = job_of(prune="0.5", tier="smoke", max_size=f"{artifact.size_bytes - 500}B")
+    kept, why = pruning_steps.worth(limited, store, artifact, smaller)
+    assert kept and "allowed" in why
 
 
 def test_a_latency_that_no_ratio_reaches_says_the_best(store: Store, monkeypatch) -> None:

@@ -6,24 +6,40 @@ import click
 
 from compress import catalog, config
 from compress.cli import options
+from compress.errors import UsageError
 
 
 @click.command(
     name="list", short_help="List data sets, networks, methods, pruners, quantizers, runtimes; or recipe keys."
 )
 @click.argument("kind", required=False)
-@click.argument("name", required=False)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--input", "input_", metavar="CxHxW", help="Networks: what each would cost here, for such images.")
+@click.option("--classes", metavar="N", help="With --input, the number of classes. [1000]")
 @options.plugin
-def command(kind: str | None, name: str | None, plugins: tuple[Path, ...]) -> None:
+def command(
+    kind: str | None, names: tuple[str, ...], input_: str | None, classes: str | None, plugins: tuple[Path, ...]
+) -> None:
     """List what there is to choose from; with a NAME, its documentation and knobs.
+
+    With --input, a table of networks: parameters, MACs, bytes in int8, and latency on this machine in float32 and int8,
+    measured on files with untrained weights.
 
     \b
     compress list
     compress list methods
     compress list methods fitnet
+    compress list nets --input 3x224x224 --classes 1000
+    compress list nets mobilenet torchvision:resnet18 --input 3x224x224
     compress list recipe
     """
     files = options.existing_plugins(plugins)
+    if input_ is not None or classes is not None:
+        _costs(kind, names, input_, classes, files)
+        return
+    if len(names) > 1:
+        raise UsageError(f"one NAME at a time, got {' '.join(names)}", hint="several go with --input")
+    name = next(iter(names), None)
     if kind == "recipe":
         from compress.recipe import Recipe
 
@@ -42,6 +58,23 @@ def command(kind: str | None, name: str | None, plugins: tuple[Path, ...]) -> No
         click.echo(each)
         for entry_name in catalog.names(each, files):
             click.echo(f"  {entry_name:<14} {catalog.summary(each, entry_name, files)[:62]}")
+
+
+def _costs(
+    kind: str | None, names: tuple[str, ...], input_: str | None, classes: str | None, plugins: tuple[Path, ...]
+) -> None:
+    if kind != "nets":
+        raise UsageError("--input and --classes are for networks", hint="compress list nets --input 3x224x224")
+    if input_ is None:
+        raise UsageError("--classes needs --input: the shape of the images", hint="for example --input 3x224x224")
+    number = config.convert(int, "1000" if classes is None else classes, "--classes")
+    if not 2 <= number <= 1_000_000:
+        raise UsageError(f"--classes must lie in [2, 1000000], got {number}")
+    from compress import costs
+    from compress.store import Store
+
+    shape = costs.parse_input(input_)
+    click.echo(costs.table(names, shape, number, Store.default(), plugins))
 
 
 def _knobs(config_class: type) -> None:

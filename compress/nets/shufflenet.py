@@ -29,6 +29,7 @@ MACS = {
     ("shufflenet:width=1.5", 1000, (3, 224, 224)): 295_759_392,
     ("shufflenet:width=2", 1000, (3, 224, 224)): 583_253_464,
 }
+CANDIDATES = ("shufflenet:width=0.5", "shufflenet:width=1", "shufflenet:width=1.5", "shufflenet:width=2")
 
 _CHANNELS = {
     0.5: (24, 48, 96, 192, 1024),

@@ -12,6 +12,8 @@ from torch import nn
 from compress.config import knob
 from compress.errors import UsageError, unknown
 
+CANDIDATES = ()  # it stands for the networks of others, which are looked at by name
+
 # timm's published counts
 PARAMETERS = {
     ("timm:resnet18", 1000, (3, 224, 224)): 11_689_512,

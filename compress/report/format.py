@@ -157,3 +157,11 @@ def threads(number: int) -> str:
 
 def short_digest(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
+
+
+def control_words(control: Estimate | None) -> list[str]:
+    """What the same bytes, measured twice, say of the machine: a line, or none without a control."""
+    if control is None:
+        return []
+    words = f"A/A control ({control['of']} again): {ratio_interval(control)}, {control['verdict']}"
+    return [words + (": the machine was too noisy to trust these" if control["verdict"] == "invalid" else "")]

@@ -193,6 +193,16 @@ def _stages(document: dict[str, Any], labels: Labels) -> Markup:
     return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures, pruning)
 
 
+def _choice(document: dict[str, Any]) -> Markup | None:
+    choice = document.get("choice")
+    if not choice:
+        return None
+    return _section(
+        "How the student was chosen", _note(f"{choice['sentence']}. {words.CHOICE}"), tables.choice(document),
+        *(_note(text) for text in fmt.control_words(choice["control"])),
+    )  # fmt: skip
+
+
 def _tree(document: dict[str, Any]) -> Markup | None:
     drawn = plots_tree.tree(document)
     if drawn is None:
@@ -254,6 +264,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Results", _note(words.RESULTS), tables.results(document, labels)),
         _plots(document, labels),
         _stages(document, labels),
+        _choice(document),
         _tree(document),
         _section("Latency in detail", tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document)),

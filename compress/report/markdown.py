@@ -10,6 +10,7 @@ from compress.report import format as fmt
 from compress.report import plots_pruning, plots_tree
 from compress.report.markup import clean
 from compress.report.tables import parity_text
+from compress.report.words import CHOICE
 
 WIDTH = 80
 _HEADS = ("stage", "top-1 % (95 %)", "median", "speed-up (95 %)", "file")
@@ -170,6 +171,23 @@ def _comparison_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _choice_lines(document: dict[str, Any]) -> list[str]:
+    choice, lines = document["choice"], []
+    for row in document["derived"]["choice"]:
+        facts = [row["word"] + (f" ({row['reason']})" if row["reason"] else "")]
+        if row["macs"]:
+            facts += [
+                f"{fmt.quantity(row['macs'])} MACs",
+                ("" if row["exported"] else "at least ") + fmt.size(row["size_bytes"]),
+                fmt.latency_interval(row["latency_ns"]) if row["latency"] else "not timed",
+            ]
+        if row["correct"] is not None:
+            facts.append(f"top-1 on select {fmt.percent_interval(row['top1_fraction'])}")
+        lines.append(f"- **{escaped(row['label'])}**: {escaped('; '.join(facts))}")
+    notes = [f"- {escaped(text)}" for text in fmt.control_words(choice["control"])]
+    return [f"{escaped(choice['sentence'])}. {escaped(CHOICE)}", "", *lines, *notes]
+
+
 def _with_verdict(text: str, verdict: str) -> str:
     return f"{text}, {verdict}" if verdict else text
 
@@ -193,6 +211,8 @@ def render(document: dict[str, Any]) -> str:
     parts += ["## Stages", "", *_stage_lines(document), ""]
     if lines := plots_pruning.lines(document):
         parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
+    if document["derived"]["choice"]:
+        parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:
         lines = [f"- {escaped(words)}" for words in plots_tree.path_words(document)]
         parts += ["## Paths of some images through the tree", "", *lines, ""]

@@ -5,6 +5,7 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report.estimates import Estimate
 from compress.report.rows_accuracy import margin_fraction
+from compress.report.rows_limits import limit_gates, limit_sentence
 from compress.report.rows_stages import artifact_at
 
 # A release is never decided on these: their intervals come from too few, too short rounds.
@@ -117,15 +118,17 @@ def verdict(
     size: Estimate,
 ) -> dict[str, Any]:
     """`sentence`, `status` (pass, fail, inconclusive or invalid), `gates`, and `reasons` (gates not passed)."""
+    limits = limit_gates(facts, cell)
     gates = [
         _accuracy_gate(accuracy, margin_fraction(facts)),
         _speed_gate(cell["speedup_same_runtime"] if cell else None),
         _size_gate(size),
+        *limits,
         _aa_gate(aa),
         _tier_gate(facts["run"]["tier"]),
     ]
     return {
-        "sentence": _sentence(shipped_name(facts), cell, size, accuracy),
+        "sentence": _sentence(shipped_name(facts), cell, size, accuracy) + limit_sentence(limits),
         "status": _status(gates),
         "gates": gates,
         "reasons": [f"{g['name']}: {g['value']}" for g in gates if g["status"] != "pass"],

@@ -8,7 +8,7 @@ from compress.report.labels import Labels
 from compress.report.markup import Markup, element, join
 
 _TONES = {
-    "faster": "pass", "kept": "pass", "paid": "pass", "ok": "pass",
+    "chosen": "pass", "faster": "pass", "kept": "pass", "paid": "pass", "ok": "pass",
     "slower": "fail", "lost": "fail", "did not pay": "fail", "invalid": "fail",
     "inconclusive": "inconclusive", "undecided": "inconclusive",
 }  # fmt: skip
@@ -218,6 +218,33 @@ def artifacts(document: dict[str, Any]) -> Markup:
         for a in document["artifacts"]
     ]  # fmt: skip
     return table("Artifacts", heads, rows)
+
+
+def choice(document: dict[str, Any]) -> Markup:
+    """One row a candidate: what it costs, what a trial said of it, and why it was taken or not."""
+    heads = ("candidate", "parameters", "MACs per image", "bytes", "latency, median (95 %)", "top-1 on select", "")
+    rows = []
+    for row in document["derived"]["choice"]:
+        name = element("th", row["label"], scope="row")
+        word = element("td", tag(row["word"]), element("small", row["reason"]) if row["reason"] else None)
+        if not row["macs"]:
+            rows.append(element("tr", name, element("td", fmt.absent("not built"), class_="none", colspan="5"), word))
+            continue
+        least = "" if row["exported"] else "at least "
+        rows.append(
+            element(
+                "tr",
+                name,
+                element("td", fmt.quantity(row["parameters"]), class_="n"),
+                element("td", fmt.quantity(row["macs"]), class_="n"),
+                element("td", least + fmt.size(row["size_bytes"]), class_="n"),
+                number(row["latency_ns"], fmt.latency_interval),
+                number(row["top1_fraction"], fmt.percent_interval),
+                word,
+                class_="primary" if row["word"] == "chosen" else None,
+            )
+        )
+    return table("Candidates for the student", heads, rows)
 
 
 def pairs(items: Sequence[tuple[str, Any]]) -> Markup:

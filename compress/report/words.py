@@ -26,6 +26,10 @@ SENSITIVITY = (
     "important first, and all other layers whole; dashed: nothing masked. Bars: the part of its channels that went."
 )
 LOSSES = "As logged while training."
+CHOICE = (
+    "Bytes and latency are of files with untrained weights, which neither depends on but for some bytes; MACs stand "
+    "for capacity. The latencies are a first look, in the smoke tier."
+)
 TREE = (
     "Each square is the filter of an inner node: images that are bright where it is blue go right, where it is orange "
     "left. A line is as wide as the share of the report images that go that way. Each leaf holds one distribution over "
