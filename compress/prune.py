@@ -102,7 +102,7 @@ def choose(ranking: Ranking, ratio: float, *, scope: str = "global", round_to: i
     """What to remove for `ratio` (in (0,1)) of the removable channels: of all together, or of each layer (`uniform`).
 
     What stays of a layer is a multiple of `round_to`, the nearest one, and at least a fifth; layers narrower than that
-    stay whole.
+    stay whole. Layers whose channels go many at once (of grouped convolutions) lose whole such units instead.
     """
     lowest = _lowest(ranking, ratio)
     chosen = []
@@ -126,7 +126,9 @@ def _lowest(ranking: Ranking, ratio: float) -> list[int]:
 def _rounded(family: Family, wanted: float, round_to: int) -> int:
     """Units to remove, so that the number of channels that stay is rounded."""
     units = len(family.units)
-    step = round_to // math.gcd(round_to, family.channels_per_unit)
+    size = family.channels_per_unit
+    # what grouped convolutions lose at once may be more than that already
+    step = 1 if size >= round_to else round_to // math.gcd(round_to, size)
     least = max(step, math.ceil(units * (1 - MOST_OF_A_LAYER) / step) * step)
     kept = max(least, math.floor((units - wanted) / step + 0.5) * step)
     return max(0, units - kept)

@@ -217,9 +217,10 @@ def test_plugin_brings_a_network_of_the_users_own(compress, tmp_path):
     assert "unknown network" in compress("run", "--student", "tiny", "--dry-run").stderr
 
 
-def test_prune_of_a_shufflenet_is_refused_before_any_training(compress):
-    done = compress("run", "--student", "shufflenet", "--prune", "0.3")
-    assert done.returncode == 1 and "shufflenet" in done.stderr and "cannot be pruned" in done.stderr
+def test_what_cannot_be_pruned_is_refused_before_any_training(compress):
+    done = compress("run", "--student", "soft_tree", "--kd", "cross_entropy", "--prune", "0.3")
+    assert done.returncode == 1 and "`soft_tree` has no channels to prune" in done.stderr
+    assert "epochs" not in done.stdout and "images/s" not in done.stderr
 
 
 def test_cuda_is_not_replaced_by_the_cpu_in_silence(compress):

@@ -11,32 +11,52 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from compress import catalog, coupling, cutting, fuse, network, prune
+from compress import batchnorm, catalog, coupling, cutting, fuse, network, prune
 from compress.errors import CompressError
 from compress.types import Samples
 
-# one of each module of `nets/`, at a size where it has a few layers of eight channels and more
+# one of each module of `nets/` at least, where it has layers of eight channels and more
 NETS = {
-    "mobilenet": (3, 32, 32),
-    "resnet20": (3, 32, 32),
+    "mobilenet": (3, 16, 16),
+    "resnet20": (3, 16, 16),
     "resnet8x4": (3, 16, 16),
-    "shufflenet": (3, 32, 32),
+    "shufflenet": (3, 16, 16),
     "lenet": (1, 28, 28),
     "mlp:hidden=64": (1, 8, 8),
     "nin:width=0.25": (3, 16, 16),
     "vgg8:width=0.25": (3, 16, 16),
-    "torchvision:resnet18": (3, 32, 32),
-    "torchvision:mobilenet_v3_small": (3, 64, 64),
+    "torchvision:resnet18": (3, 16, 16),
+    "mobilenet_v1:width=0.25": (3, 16, 16),
+    "mobilenet_v3_small": (3, 16, 16),
+    "shufflenet_v1": (3, 16, 16),
+    "shufflenet_v1:groups=2,width=0.5": (1, 16, 16),
+    "squeezenet:width=0.5": (3, 16, 16),
+    "resnext:depth=20,cardinality=4,width=16": (3, 16, 16),
+    "mnasnet:width=0.5": (3, 16, 16),
+    "efficientnet_b0:width=0.5": (3, 16, 16),
+    "efficientnet_lite0:width=0.5": (3, 16, 16),
+    "mobileone_s0:width=0.5": (3, 16, 16),
+    "ds_cnn": (1, 16, 16),
+    "resnet8": (3, 16, 16),
+    "timm:mobilenetv1_100": (3, 16, 16),
 }
+GROUPED = ("shufflenet_v1", "resnext")
 STRUCTURED = [n for n in catalog.names("pruners") if hasattr(catalog.load("pruners", n).module, "scores")]
 WITHOUT_BATCHNORM = ("lenet", "mlp:hidden=64")
 CASES = [
     (spec, pruner, ratio)
     for spec in NETS
     for pruner in STRUCTURED
-    for ratio in (0.3, 0.6)
+    for ratio in ((0.3, 0.6) if pruner in ("magnitude", "random") else (0.5,))
     if not (pruner == "bn_scale" and spec in WITHOUT_BATCHNORM)
 ]
+
+
+def test_every_network_is_pruned_here() -> None:
+    covered = {catalog.load("nets", spec).module.__name__ for spec in NETS}
+    names = {catalog.load("nets", name).module.__name__ for name in catalog.names("nets")}
+    # a tree has no channels, and says so
+    assert names - covered == {"compress.nets.soft_tree"}
 
 
 def make(spec: str, shape: tuple[int, int, int]) -> network.Network:
@@ -60,10 +80,10 @@ def floats(shape: tuple[int, int, int], count: int = 4) -> torch.Tensor:
 
 @functools.cache
 def prunable(spec: str, shape: tuple[int, int, int]) -> prune.Prunable:
-    """Of a network as training leaves it: no scale is one and no shift zero."""
+    """Of a network as training leaves it: no scale is one, no shift zero, the statistics are those of images."""
     net = make(spec, shape)
-    twin = cutting._with_random_weights(net)
-    net.load_state_dict(twin.state_dict())
+    net.load_state_dict(cutting._with_random_weights(net).state_dict())
+    batchnorm.reestimate(net, digits(shape, 64).images, batch_size=64)
     return prune.prunable(net)
 
 
@@ -75,6 +95,7 @@ def cut(net: network.Network, ratio: float = 0.4, pruner: str = "magnitude", **o
     return prune.prune(net, catalog.load("pruners", pruner), ratio, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "pruner", "ratio"), CASES)
 def test_removed_is_masked(spec: str, pruner: str, ratio: float) -> None:
     shape = NETS[spec]
@@ -86,10 +107,10 @@ def test_removed_is_masked(spec: str, pruner: str, ratio: float) -> None:
         dense = masked(floats(shape))
         cutting.mask(masked, prune.joined(ranking, chosen))
         expected = masked(floats(shape))
-        got = prune.cut(ranking, chosen, round_to=8).double()(floats(shape))
+        got = prune.without(ranking, chosen).double()(floats(shape))
     assert (expected - got).abs().max() < 1e-5
     # a test that cannot fail proves nothing: what was removed mattered
-    assert (expected - dense).abs().max() > 1e-3 * dense.abs().max()
+    assert (expected - dense).abs().max() > 1e-3
 
 
 def test_a_wrong_pair_is_seen() -> None:
@@ -114,7 +135,8 @@ def test_networks_become_smaller_and_stay_whole(spec: str) -> None:
     layers = dict(dense.named_modules())
     for path, layer in pruned.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.out_channels != layers[path].out_channels:
-            assert layer.out_channels % 8 == 0 and layer.out_channels >= 0.2 * layers[path].out_channels, path
+            assert layer.out_channels % 8 == 0 or spec.startswith(GROUPED), path
+            assert layer.out_channels >= 0.2 * layers[path].out_channels, path
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.num_features == len(layer.weight) == len(layer.running_mean)
     logits = pruned.train()(torch.rand(4, *shape))
@@ -123,7 +145,7 @@ def test_networks_become_smaller_and_stay_whole(spec: str) -> None:
     assert pruned.contract.spec == dense.contract.spec and pruned.contract.widths
 
 
-@pytest.mark.parametrize("spec", ["mobilenet", "resnet20", "shufflenet", "torchvision:mobilenet_v3_small"])
+@pytest.mark.parametrize("spec", ["mobilenet", "resnet20", "shufflenet", "mobilenet_v3_small"])
 def test_pruned_networks_come_back_from_disk(spec: str, tmp_path) -> None:
     ranking = ranked(spec, NETS[spec])
     pruned = prune.cut(ranking, prune.choose(ranking, 0.5), round_to=8)
@@ -146,7 +168,7 @@ def test_more_is_never_larger(spec: str, scope: str) -> None:
 
 
 def test_uniform_takes_of_each_layer_and_global_does_not() -> None:
-    ranking = ranked("mobilenet", (3, 32, 32), "taylor")
+    ranking = ranked("mobilenet", NETS["mobilenet"], "taylor")
     shares = {}
     for scope in ("uniform", "global"):
         chosen = prune.choose(ranking, 0.5, scope=scope)
@@ -158,7 +180,7 @@ def test_uniform_takes_of_each_layer_and_global_does_not() -> None:
 
 @pytest.mark.parametrize("round_to", [1, 8, 16])
 def test_widths_are_rounded_and_no_layer_is_emptied(round_to: int) -> None:
-    ranking = ranked("mobilenet", (3, 32, 32), "random")
+    ranking = ranked("mobilenet", NETS["mobilenet"], "random")
     for ratio in (0.3, 0.8):
         chosen = prune.choose(ranking, ratio, round_to=round_to)
         for family, which in zip(ranking.families, chosen, strict=True):
@@ -245,22 +267,22 @@ def test_slimming_pushes_the_scales_down() -> None:
 
 
 def test_shufflenet_is_pruned_inside_of_its_branches_and_says_what_stays() -> None:
-    ranking = ranked("shufflenet", (3, 32, 32))
+    ranking = ranked("shufflenet", NETS["shufflenet"])
     pruned = {layer for family in ranking.families for layer in family.layers}
     assert "body.stage2.1.branch2.0" in pruned and "body.conv5.0" in pruned
     assert "body.stage2.1.branch2.5" in ranking.stays and not pruned & set(ranking.stays)
 
 
 def test_squeeze_and_excite_goes_with_its_channels() -> None:
-    ranking = ranked("torchvision:mobilenet_v3_small", (3, 64, 64))
-    family = next(f for f in ranking.families if "body.features.1.block.1.fc2" in f.layers)
+    ranking = ranked("mobilenet_v3_small", NETS["mobilenet_v3_small"])
+    family = next(f for f in ranking.families if any(layer.endswith("fc2") for layer in f.layers))
     made = family.units[0].made
     assert len(set(made.values())) == 1 and len(made) > 1
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_a_number_of_macs_is_met(share: float) -> None:
-    ranking = ranked("mobilenet", (3, 32, 32))
+    ranking = ranked("mobilenet", NETS["mobilenet"])
     ratio = prune.ratio_for(network.count_macs, ranking, share)
     dense = network.count_macs(ranking.network)
     got = network.count_macs(prune.without(ranking, prune.choose(ranking, ratio))) / dense
@@ -268,7 +290,7 @@ def test_a_number_of_macs_is_met(share: float) -> None:
 
 
 def test_a_number_of_macs_that_no_ratio_reaches_says_the_best() -> None:
-    ranking = ranked("mobilenet", (3, 32, 32))
+    ranking = ranked("mobilenet", NETS["mobilenet"])
     with pytest.raises(CompressError, match=r"no ratio leaves 1% .* leaves \d+\.\d%") as caught:
         prune.ratio_for(network.count_macs, ranking, 0.01)
     print(caught.value)

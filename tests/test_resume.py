@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from compress import answers, augment, catalog, distill, network, prune, train
+from compress import answers, augment, catalog, distill, network, prune, sparse, train
 from compress.execution import Execution
 from compress.teacher import Kept, Live
 from compress.types import Dataset
@@ -44,6 +44,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "plan": {**PLAN, "ema": 0.5},
     },
     "pruned": {"student": "resnet_cifar:depth=8", "prune": 0.5, "methods": ["kd"], "plan": {**PLAN, "ema": 0.7}},
+    "held zeros": {
+        "student": "resnet_cifar:depth=8,stem=8,channels=8",
+        "thin": 0.6,
+        "methods": ["kd"],
+        "plan": {**PLAN, "ema": 0.7},
+    },
     "kept answers": {
         "student": "resnet_cifar:depth=8,stem=8,channels=8",
         "methods": ["kd"],
@@ -75,6 +81,8 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
     student, teacher = make(scenario["student"]), make("resnet_cifar:depth=8", seed=1)
     if "prune" in scenario:
         student = prune.prune(student, catalog.load("pruners", "magnitude"), scenario["prune"])
+    if "thin" in scenario:
+        student = sparse.thin(student, catalog.load("pruners", "unstructured"), scenario["thin"])
     methods = tuple(catalog.load("methods", spec) for spec in scenario.get("methods", ["cross_entropy"]))
     training = distill.Training(
         plan=train.Plan(**scenario["plan"]),
@@ -83,6 +91,7 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
         student_execution=Execution(**scenario.get("execution", {"channels_last": False})),
         thread_choices=(1,),
         folder=folder,
+        hold_zeros="thin" in scenario,
     )
     live: Live | Kept = Live(teacher, Execution(frozen=True))
     if scenario.get("keep"):
