@@ -114,10 +114,10 @@ def row_of(spec: str, size: int, images: np.ndarray) -> dict[str, Any]:
         work = Path(folder)
         try:
             net = made(spec, size, images)
+            merged = fuse.merge_branches(net)
         except CompressError as error:
             nothing = {"works": False, "reason": error.message}
             return {"net": spec, "parameters": 0, "macs": 0, "export": nothing, "int8": nothing, "prune": nothing}
-        merged = fuse.merge_branches(net)
         return {
             "net": spec,
             "parameters": network.count_parameters(merged),
@@ -164,9 +164,12 @@ def main() -> int:
     if not options.page:
         every = [name for name in catalog.names("nets") if name not in ("torchvision", "timm")]
         images = digits(options.size, options.images)
-        rows = []
         partial = options.record.with_suffix(".partial.json")
+        rows = read_json(partial)["rows"] if partial.exists() else []  # a script that was stopped goes on
+        there = {row["net"] for row in rows}
         for spec in options.names or [*every, *EXTRA]:
+            if spec in there:
+                continue
             rows.append(row_of(spec, options.size, images))
             say(f"{spec}: " + ", ".join(f"{step} {'yes' if rows[-1][step]['works'] else 'NO'}" for step in STEPS))
             write_json(partial, {"rows": rows})

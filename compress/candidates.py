@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress import artifact_steps, bench, catalog, environment, export, facts, measuring, stats
+from compress import artifact_steps, bench, catalog, environment, export, facts, fuse, measuring, stats
 from compress import network as net
 from compress.catalog import Entry
 from compress.environment import versions
@@ -26,7 +26,7 @@ from compress.report.estimates import Estimate, measured, missing
 from compress.store import Step, Store, digest, file_digest, read_json, write_json
 from compress.types import Artifact, Dataset, Measurement
 
-VERSIONS = {"untrained": 1, "latency": 1}
+VERSIONS = {"untrained": 2, "latency": 1}
 TIER = bench.TIERS["smoke"]
 TIMED_IMAGES = bench.POOL_SIZE
 # images that ranges come from: they move a quantized file's zero points, which are numbers of one byte or two
@@ -87,7 +87,11 @@ def build(subject: Subject, entry: Entry) -> Network:
 
 
 def counts(network: Network, precision: str) -> dict[str, int]:
-    """Parameters, MACs, and bytes that its file in that precision cannot do without: those of kernels and matrices."""
+    """Parameters, MACs, and bytes that its file in that precision cannot do without: those of kernels and matrices.
+
+    Of the network as it ships: branches that train side by side are merged.
+    """
+    network = fuse.merge_branches(network)
     weights = sum(p.numel() for p in network.parameters() if p.dim() > 1)
     return {
         "parameters": net.count_parameters(network),

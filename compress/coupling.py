@@ -62,10 +62,13 @@ def passes(layer: nn.Module) -> bool:
     return isinstance(layer, nn.BatchNorm2d) or depthwise(layer)
 
 
-def families(network: nn.Module, input_shape: tuple[int, int, int]) -> list[Family]:
-    """What may be removed, in the order of the layers: neither the input's channels nor the answers are among it."""
+def families(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[list[Family], list[str]]:
+    """What may be removed, in the order of the layers: neither the input's channels nor the answers are among it; and
+    the layers whose channels something mixes that is no layer of the known kinds.
+    """
     arrivals = _follow(network, input_shape)
-    return list(_families(network, _units(network, arrivals)))
+    mixed = [one.layer for one in arrivals if _is_mixed(one) and not one.at_output]
+    return list(_families(network, _units(network, arrivals))), mixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +202,7 @@ def _units(network: nn.Module, arrivals: list[_Arrivals]) -> list[Unit]:
     for one in arrivals:
         everyone = range(first[one.layer], first[one.layer] + widths[one.layer])
         tables = [(place, table) for place, calls in one.at.items() for table in calls]
-        if one.at_output or any((table == _SEVERAL).any() for _, table in tables):
+        if one.at_output or _is_mixed(one):
             fixed.update(everyone)
         for place, table in tables:
             for position in np.flatnonzero(table >= 0).tolist():
@@ -220,6 +223,10 @@ def _units(network: nn.Module, arrivals: list[_Arrivals]) -> list[Unit]:
         for node in made
         if node not in stays and taken[node]
     ]
+
+
+def _is_mixed(one: _Arrivals) -> bool:
+    return any((table == _SEVERAL).any() for calls in one.at.values() for table in calls)
 
 
 def _frozen(places: dict[str, list[int]]) -> Places:

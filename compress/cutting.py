@@ -78,22 +78,28 @@ def difference(network: nn.Module, unit: Unit, images: Tensor) -> float:
 def removable(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[list[Family], dict[str, str]]:
     """(families that can be removed, layer → why its channels stay) of a network for images of `input_shape`.
 
-    Each is tried: half of its channels removed must answer as half of them masked, with random weights. So a network
-    whose channels are split or reshaped in a way that widths cannot follow loses none that matter to it.
+    Each family is tried: half of its channels removed must answer as half of them masked, with random weights. So a
+    network whose channels are split or reshaped in a way that widths cannot follow loses none that matter to it. Raises
+    CompressError where layers share a parameter.
     """
-    found = families(network, input_shape)
+    every, once = (list(network.named_parameters(remove_duplicate=d)) for d in (False, True))
+    if len(every) > len(once):
+        names = {name for name, _ in once}
+        shared = next(name for name, _ in every if name not in names)
+        raise CompressError(f"`{shared}` is a parameter of two layers: removing channels of one would part them")
+    found, mixed = families(network, input_shape)
+    stays = dict.fromkeys(mixed, "its channels are mixed outside of a layer")
     twin = _with_random_weights(network)
     images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    if found and not _refusal(twin, [unit for family in found for unit in _half(family)], images):
-        return found, {}
-    kept, stays = [], {}
+    if found and not refusal(twin, joined_unit(unit for family in found for unit in _half(family)), images):
+        return found, stays
+    kept = []
     for family in found:
-        reason = _refusal(twin, _half(family), images)
-        if reason:
+        if reason := refusal(twin, joined_unit(_half(family)), images):
             stays[family.layers[0]] = reason
         else:
             kept.append(family)
-    if kept and (reason := _refusal(twin, [unit for family in kept for unit in _half(family)], images)):
+    if kept and (reason := refusal(twin, joined_unit(unit for family in kept for unit in _half(family)), images)):
         raise CompressError(f"the channels of this network cannot be removed together: {reason}")
     return kept, stays
 
@@ -103,12 +109,13 @@ def _half(family: Family) -> list[Unit]:
     return [family.units[i] for i in order[: len(family.units) // 2]]
 
 
-def _refusal(network: nn.Module, units: list[Unit], images: Tensor) -> str:
-    """Why these units cannot be removed, or ""."""
+def refusal(network: nn.Module, unit: Unit, images: Tensor) -> str:
+    """Why these channels cannot be removed, or ""."""
     try:
-        share = difference(network, joined_unit(units), images)
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError, AssertionError, CompressError) as error:
-        return str(error).partition("\n")[0]
+        share = difference(network, unit, images)
+    except Exception as error:  # the forward pass of any network, with widths that it was not made for
+        return str(error).partition("\n")[0] or type(error).__name__
+    # not greater, since NaN is not either
     return "" if share <= TOLERANCE else f"removed is not masked: the answers differ by {share:.1g} of their spread"
 
 

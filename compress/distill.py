@@ -255,7 +255,7 @@ def fit(
         thread_choices=training.thread_choices,
         checkpoint=training.folder / f"checkpoint-{phase or 'main'}.safetensors",
         device=training.device,
-        hold_zeros=training.hold_zeros,
+        hold_zeros=module["student"] if training.hold_zeros else None,  # type: ignore[index]
     )
 
 

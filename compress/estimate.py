@@ -29,7 +29,8 @@ def seconds_of(job: Job, store: Store) -> dict[str, float]:
     for number in range(1, recipe.generations + 1):
         seconds[f"generation-{number}"] = seconds["distilled"]
     if job.pruner:
-        seconds["pruned"] = recipe.recover_epochs * images * per_image
+        sparse = hasattr(job.pruner.module, "penalty") and (job.pruner.config.epochs or recipe.recover_epochs)
+        seconds["pruned"] = (recipe.recover_epochs + sparse) * images * per_image
     tier = bench.TIERS[recipe.tier]
     made = [stage for stage in seconds if not stage.startswith("teacher")]
     extra = (recipe.generations > 1) + bool(recipe.transfer_lacks)  # the mean of generations; the corrected student

@@ -62,6 +62,11 @@ def merge_branches(network: Any) -> Any:
     return merged
 
 
+def has_branches(network: nn.Module) -> bool:
+    """Whether there is something to merge."""
+    return any(_merges(module) for module in network.modules())
+
+
 def _merges(module: nn.Module) -> bool:
     """Whether `module.merge()` can be called: other people's modules have methods of that name which take arguments."""
     method = getattr(module, "merge", None)
@@ -87,7 +92,7 @@ def _check_unchanged(before: Tensor, after: Tensor, what: str) -> None:
 
 
 def _pairs(network: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
-    made_by: dict[int, str] = {}
+    made_by: dict[tuple[int, int], str] = {}
     kept: list[Tensor] = []  # alive until the end, so that no id is used twice
     found: list[tuple[str, str]] = []
     handles = []
@@ -95,15 +100,17 @@ def _pairs(network: nn.Module, sample: Tensor) -> list[tuple[str, str]]:
         if isinstance(module, nn.Conv2d):
 
             def remember(_: nn.Module, inputs: Any, output: Tensor, path: str = path) -> None:
-                made_by[id(output)] = path
+                made_by[id(output), output._version] = path
                 kept.append(output)
 
             handles.append(module.register_forward_hook(remember))
         elif isinstance(module, nn.BatchNorm2d):
 
             def match(_: nn.Module, inputs: tuple[Tensor, ...], path: str = path) -> None:
-                if id(inputs[0]) in made_by:
-                    found.append((made_by[id(inputs[0])], path))
+                # what was changed in place since is not the convolution's output any more
+                maker = made_by.get((id(inputs[0]), inputs[0]._version))
+                if maker:
+                    found.append((maker, path))
 
             handles.append(module.register_forward_pre_hook(match))
     try:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
         document = publish.finished(places, inputs)
         if document is not None:
             return Result(models=places.models, reports=places.reports, document=document, reused=True)
-        recipe, choice = screen.resolve(recipe, splits, store, plugins, _try_networks)
+        recipe, choice = screen.resolve(recipe, splits, store, plugins, partial(_try_networks, store=store))
         job = plan.make(recipe, splits, plugins)
         for line in plan.describe(job):
             say(line)
@@ -93,7 +94,7 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
 
 def make_chain(job: Job, store: Store) -> Iterator[Link]:
     """Teacher, student, pruned and quantized artifacts, in order; what costs too much is marked as not kept."""
-    _try_networks(job)
+    _try_networks(job, store)
     say("teacher")
     teachers = [_teacher(job, store, number) for number in range(len(job.teachers))]
     yield from teachers
@@ -158,7 +159,7 @@ def _ensemble(job: Job, store: Store, members: list[Link], best: Link) -> Link:
     return _judged(job, store, link, best, gate=False)
 
 
-def _try_networks(job: Job) -> None:
+def _try_networks(job: Job, store: Store) -> None:
     """Build, pair and prune untrained twins first: what cannot work must say so before the training, not after."""
     train_split, seed, probes, together = job.splits.train, job.recipe.seed, [], []
     for plan_ in job.teachers:
@@ -184,7 +185,7 @@ def _try_networks(job: Job) -> None:
     if job.recipe.transfer_lacks:
         bias.layer_of(student)
     if job.pruner:
-        pruning_steps.refuse(job, student)
+        pruning_steps.refuse(job, store, student)
 
 
 def _teacher(job: Job, store: Store, number: int) -> Link:
@@ -241,6 +242,7 @@ def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) ->
         job, store, "pruned", step, parent=parent.artifact.stage, what=pruning_steps.describe(job, step),
         baseline=parent, gate=True,
     )  # fmt: skip
+    link = replace(link, what=link.what + pruning_steps.compressed(job, parent.artifact, link.artifact))
     pays, why = pruning_steps.worth(job, store, parent.artifact, link.artifact)
     if not pays:
         say(f"  pruned is not kept: it {why}; the chain goes on from {link.parent}")
@@ -334,7 +336,8 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
     places = publish.places(recipe)
     splits = plan.load_data(recipe, store, plugins)
     inputs = publish.inputs_digest(recipe, splits, plugins)
-    recipe, _ = screen.resolve(recipe, splits, store, plugins, _try_networks, trials=Peek(store.root))
+    able = partial(_try_networks, store=store)
+    recipe, _ = screen.resolve(recipe, splits, store, plugins, able, trials=Peek(store.root))
     job = plan.make(recipe, splits, plugins)
     lines = [
         *plan.describe(job),

@@ -181,8 +181,15 @@ def _pruner(recipe: Recipe, plugins: tuple[Path, ...]) -> Entry | None:
             f"--prune {recipe.prune}: `{entry.name}` sets single weights to zero, which leaves {kind} as they are",
             hint="give the part of the weights, as in --prune 0.8, or take --pruner magnitude",
         )
+    if hasattr(entry.module, "masks") and (recipe.prune_scope, recipe.prune_round_to) != ("global", 8):
+        raise UsageError(f"prune_scope and prune_round_to are for channels: `{entry.name}` looks at single weights")
+    if kind == "latency" and recipe.prune_steps > 1:
+        raise UsageError(
+            f"--prune {recipe.prune}: a latency is searched in one step, prune_steps is {recipe.prune_steps}",
+            hint="take --set prune_steps=1, or --prune macs=0.5",
+        )
     if hasattr(entry.module, "check"):
-        entry.module.check(entry.config, value)
+        entry.module.check(entry.config, value, recipe.prune_steps)
     if not hasattr(entry.module, "masks") and kind == "channels" and value > MOST_OF_A_LAYER:
         raise UsageError(
             f"--prune {recipe.prune} would leave layers empty: at least {1 - MOST_OF_A_LAYER:.0%} of each layer stays",

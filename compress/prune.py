@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress import cutting
+from compress import cutting, fuse, randomness
 from compress import network as net
 from compress.catalog import Entry
 from compress.coupling import Family, Unit, joined_unit
@@ -98,17 +98,22 @@ def _channel_sums(network: nn.Module, path: str, value: Tensor, kind: str) -> Te
     return torch.cat([part.transpose(0, 1).flatten(1).sum(1) for part in value.chunk(groups)])
 
 
-def choose(ranking: Ranking, ratio: float, *, scope: str = "global", round_to: int = 8) -> Chosen:
+def choose(
+    ranking: Ranking, ratio: float, *, scope: str = "global", round_to: int = 8, original: dict[str, int] | None = None
+) -> Chosen:
     """What to remove for `ratio` (in (0,1)) of the removable channels: of all together, or of each layer (`uniform`).
 
     What stays of a layer is a multiple of `round_to`, the nearest one, and at least a fifth; layers narrower than that
-    stay whole. Layers whose channels go many at once (of grouped convolutions) lose whole such units instead.
+    stay whole, and so do those without a finite score. Layers whose channels go many at once (of grouped convolutions)
+    lose whole such units instead. `original` are channels by layer before earlier cuts: the fifth is of these.
     """
     lowest = _lowest(ranking, ratio)
     chosen = []
     for family, scores, low in zip(ranking.families, ranking.scores, lowest, strict=True):
         wanted = ratio * len(scores) if scope == "uniform" else low
-        chosen.append(scores.argsort(stable=True)[: _rounded(family, wanted, round_to)])
+        first = (original or {}).get(family.layers[0], len(scores) * family.channels_per_unit)
+        count = _rounded(family, wanted, round_to, first) if torch.isfinite(scores).all() else 0
+        chosen.append(scores.argsort(stable=True)[:count])
     return chosen
 
 
@@ -119,17 +124,20 @@ def _lowest(ranking: Ranking, ratio: float) -> list[int]:
     place = np.concatenate([s.argsort(stable=True).argsort().numpy() / len(s) for s in ranking.scores])
     channels = np.array([f.channels_per_unit for f in ranking.families])[family]
     order = np.lexsort((place, scores))
+    order = order[np.isfinite(scores[order])]
     order = order[channels[order].cumsum() <= ratio * channels.sum() + 1e-9]
     return np.bincount(family[order], minlength=len(ranking.families)).tolist()
 
 
-def _rounded(family: Family, wanted: float, round_to: int) -> int:
-    """Units to remove, so that the number of channels that stay is rounded."""
+def _rounded(family: Family, wanted: float, round_to: int, original: int) -> int:
+    """Units to remove, so that the number of channels that stay is rounded, and at least a fifth of `original`."""
     units = len(family.units)
     size = family.channels_per_unit
     # what grouped convolutions lose at once may be more than that already
     step = 1 if size >= round_to else round_to // math.gcd(round_to, size)
-    least = max(step, math.ceil(units * (1 - MOST_OF_A_LAYER) / step) * step)
+    least = max(step, math.ceil(original / size * (1 - MOST_OF_A_LAYER) / step - 1e-9) * step)
+    if size > 1:  # with one channel a group it would be another kind of layer, a depthwise one
+        least = max(least, 2)
     kept = max(least, math.floor((units - wanted) / step + 0.5) * step)
     return max(0, units - kept)
 
@@ -171,9 +179,11 @@ def cut(ranking: Ranking, chosen: Chosen, *, round_to: int, plugins: tuple[Path,
             hint="prune more, take a smaller prune_round_to, or a smaller --width instead",
         )
     example = torch.rand(2, *network.contract.input_shape, generator=torch.Generator().manual_seed(0))
-    share = cutting.difference(network, joined(ranking, chosen), example)
-    if share > cutting.TOLERANCE:
-        raise CompressError(f"the pruned `{spec}` differs from the masked one by {share:.2g} of its answers' spread")
+    refusal = cutting.refusal(network, joined(ranking, chosen), example)
+    if refusal:
+        raise CompressError(
+            f"`{spec}` cannot be pruned this way: {refusal}", hint="take another ratio, or prune_scope=uniform"
+        )
     smaller = without(ranking, chosen)
     dense = net.shapes(network)
     widths = {name: shape for name, shape in net.shapes(smaller).items() if shape != dense[name]}
@@ -182,6 +192,11 @@ def cut(ranking: Ranking, chosen: Chosen, *, round_to: int, plugins: tuple[Path,
     result = Network(smaller.body, replace(network.contract, widths={**network.contract.widths, **widths}))
     _check_reloads(result, example, plugins)
     return result
+
+
+def macs(network: Network) -> int:
+    """Multiply-accumulates of one image, of the network as it ships."""
+    return net.count_macs(fuse.merge_branches(network) if fuse.has_branches(network) else network)
 
 
 def ratio_for(cost: Callable[[Network], float], ranking: Ranking, share: float, **options: Any) -> float:
@@ -220,8 +235,9 @@ def widths(ranking: Ranking, chosen: Chosen) -> list[dict[str, Any]]:
 
 
 def samples_of(images: np.ndarray, labels: np.ndarray, count: int) -> Samples:
-    """The first `count` labelled images."""
-    known = np.flatnonzero(labels >= 0)[:count]
+    """`count` labelled images (all, if fewer) in a fixed order that mixes the classes: folders come class by class."""
+    order = randomness.permutation(randomness.derive("pruning samples"), len(labels))
+    known = np.sort(order[labels[order] >= 0][:count])
     return Samples(images=images[known], labels=labels[known])
 
 

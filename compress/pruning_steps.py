@@ -3,6 +3,7 @@ recipe says; and whether the smaller file is worth it on the runtime that was as
 """
 
 import dataclasses
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def pruned(job: Job, store: Store, student: Step, teachers: tuple[Step, ...]) ->
     plan = training_steps.student_plan(job, recipe.recover_epochs / recipe.prune_steps, rate)
     for number in range(1, recipe.prune_steps + 1):
         name = "pruned" if recipe.prune_steps == 1 else f"pruned, step {number} of {recipe.prune_steps}"
-        cut = _cut_step(job, store, current, number)
+        cut = _cut_step(job, store, current, number, cuts[0] if cuts else None)
         network = training_steps.trained(job, cut)
         masked = hasattr(job.pruner.module, "masks")
         current = train(name=name, network=network, plan=plan, start=cut.key, hold_zeros=masked)
@@ -60,8 +61,10 @@ def pruned(job: Job, store: Store, student: Step, teachers: tuple[Step, ...]) ->
     return dataclasses.replace(current, facts={**current.facts, "pruning": cuts})
 
 
-def _cut_step(job: Job, store: Store, student: Step, number: int) -> Step:
-    """The student after the cut with this number (from 1), its BatchNorm statistics estimated anew."""
+def _cut_step(job: Job, store: Store, student: Step, number: int, first: dict[str, Any] | None) -> Step:
+    """The student after the cut with this number (from 1), its BatchNorm statistics estimated anew. `first` are the
+    facts of the first cut: what there was in the beginning.
+    """
     assert job.pruner
     recipe, module = job.recipe, job.pruner.module
     wanted = getattr(module, "SAMPLES", 0)
@@ -74,7 +77,7 @@ def _cut_step(job: Job, store: Store, student: Step, number: int) -> Step:
         "step": [number, recipe.prune_steps],
         "scope": recipe.prune_scope,
         "round_to": recipe.prune_round_to,
-        "data": [train.digest, select.digest],
+        "data": [train.digest, select.digest, job.splits.calibrate.digest],
         "plugins": plugins_digest(job),
         "versions": versions("torch-pruning", "torch", "torchvision"),
     }
@@ -93,7 +96,7 @@ def _cut_step(job: Job, store: Store, student: Step, number: int) -> Step:
             smaller = sparse.thin(network, job.pruner, grow(target[1], number, recipe.prune_steps), samples)
             facts: dict[str, Any] = sparse.zeros(smaller)
         else:
-            smaller, facts = _without_channels(job, store, network, target, number, samples)
+            smaller, facts = _without_channels(job, store, network, target, number, first, samples)
         batchnorm.reestimate(smaller, job.splits.calibrate.images)
         net.save(smaller, folder)
         return facts
@@ -106,82 +109,96 @@ def _evenly(ratio: float, step: int, steps: int) -> float:
 
 
 def _without_channels(
-    job: Job, store: Store, network: Network, target: tuple[str, float], number: int, samples: Any
-) -> tuple[Network, dict[str, Any]]:
+    job: Job, store: Store, network: Network, target: tuple[str, float], number: int, first: dict[str, Any] | None,
+    samples: Any,
+) -> tuple[Network, dict[str, Any]]:  # fmt: skip
     assert job.pruner
     recipe, select = job.recipe, job.splits.select
     found = prune.prunable(network)
-    if found.stays:
+    if found.stays and number == 1:
         named = ", ".join(path.removeprefix("body.") for path in list(found.stays)[:3])
         more = f" and {len(found.stays) - 3} more" if len(found.stays) > 3 else ""
         say(f"  prune: the channels of {named}{more} stay, since widths there cannot follow a removal")
     ranking = prune.rank(found, job.pruner, samples)
     options: dict[str, Any] = {"scope": recipe.prune_scope, "round_to": recipe.prune_round_to}
     facts: dict[str, Any] = {"sensitivity": None, "search": []}
-    if number == 1:
+    if first:
+        options["original"] = {family["layers"][0]: family["channels"] for family in first["families"]}
+    else:
         say("  prune: how much hangs on each layer")
         facts["sensitivity"] = sensitivity.of_families(ranking, select.images, select.labels)
-    ratio = _ratio(job, store, ranking, target, number, facts, options)
+    ratio = _ratio(job, store, ranking, target, number, first, facts, options)
     chosen = prune.choose(ranking, ratio, **options)
+    facts |= {"ratio": ratio, "families": prune.widths(ranking, chosen), "stays": found.stays}
+    counts = {"macs": prune.macs, "parameters": net.count_parameters}
+    if number < recipe.prune_steps and not any(len(which) for which in chosen):
+        # little by little may be less than the rounding; a later step makes up for it
+        return network, facts | {key: [count(network)] * 2 for key, count in counts.items()}
     smaller = prune.cut(ranking, chosen, round_to=recipe.prune_round_to, plugins=job.plugins)
-    facts |= {
-        "ratio": ratio,
-        "families": prune.widths(ranking, chosen),
-        "stays": found.stays,
-        "macs": [net.count_macs(network), net.count_macs(smaller)],
-        "parameters": [net.count_parameters(network), net.count_parameters(smaller)],
-    }
+    facts |= {key: [count(network), count(smaller)] for key, count in counts.items()}
     return smaller, facts
 
 
 def _ratio(
-    job: Job, store: Store, ranking: Ranking, target: tuple[str, float], number: int, facts: dict[str, Any],
-    options: dict[str, Any],
+    job: Job, store: Store, ranking: Ranking, target: tuple[str, float], number: int, first: dict[str, Any] | None,
+    facts: dict[str, Any], options: dict[str, Any],
 ) -> float:  # fmt: skip
-    """The part of the present channels that this step removes."""
-    (kind, value), steps = target, job.recipe.prune_steps
+    """The part of the present channels that this step removes, so that all steps together do what is asked."""
+    kind, value = target
+    done = number / job.recipe.prune_steps
     if kind == "channels":
-        left = [1 - value * step / steps for step in (number - 1, number)]
-        return 1 - left[1] / left[0]
-    share = value ** (1 / steps)
+        present = sum(len(family.units) * family.channels_per_unit for family in ranking.families)
+        original = sum(family["channels"] for family in first["families"]) if first else present
+        return max(0.0, 1 - original * (1 - value * done) / present)
     if kind == "macs":
-        return prune.ratio_for(net.count_macs, ranking, share, **options)
+        present = prune.macs(ranking.network)
+        original = first["macs"][0] if first else present
+        share = original * value**done / present
+        return prune.ratio_for(prune.macs, ranking, share, **options) if share < 1 else 0.0
+    return _ratio_of_latency(job, store, ranking, value, facts, options)
+
+
+def _ratio_of_latency(
+    job: Job, store: Store, ranking: Ranking, share: float, facts: dict[str, Any], options: dict[str, Any]
+) -> float:
     facts["search"] = _latencies(job, store, ranking, options)
     fitting = [row["ratio"] for row in facts["search"] if row["share"] <= share]
     if fitting:
         say(f"  prune: {fitting[0]:.0%} of the channels, which leaves {share:.0%} of the latency or less")
         return fitting[0]
     best = min(facts["search"], key=lambda row: row["share"])
-    raise CompressError(
+    raise _unreachable(share, best)
+
+
+def _unreachable(share: float, best: dict[str, Any]) -> CompressError:
+    within = f"ask for more, for example --prune latency={best['high']:.2g}, or " if best["high"] < 0.995 else ""
+    return CompressError(
         f"no ratio leaves {share:.0%} of the latency: the best was {best['share']:.0%} "
         f"({best['low']:.0%} to {best['high']:.0%}), with {best['ratio']:.0%} of the channels gone",
-        hint=f"ask for more, for example --prune latency={best['high']:.2g}, or take a smaller student",
+        hint=f"{within}take a smaller student",
     )
 
 
-def _latencies(job: Job, store: Store, ranking: Ranking, options: dict[str, Any]) -> list[dict[str, Any]]:
+def _latencies(
+    job: Job, store: Store, ranking: Ranking, options: dict[str, Any], ratios: tuple[float, ...] | None = None
+) -> list[dict[str, Any]]:
     """The latency at each of `RATIOS` as a share of the whole network's, all files measured in one session."""
-    scratch = store.root / "scratch" / "search"
-    scratch.mkdir(parents=True, exist_ok=True)
-    runtime = asked_runtime(job, store)
-    say(f"  prune: the latency in {runtime} of {len(RATIOS)} ratios")
-    artifacts = []
-    try:
-        for ratio in (0.0, *RATIOS):
+    ratios, runtime = ratios or RATIOS, asked_runtime(job, store)
+    (store.root / "scratch").mkdir(parents=True, exist_ok=True)
+    say(f"  prune: the latency in {runtime} of {len(ratios)} ratio{'s' * (len(ratios) > 1)}")
+    with tempfile.TemporaryDirectory(prefix="search-", dir=store.root / "scratch") as folder:
+        artifacts = []
+        for ratio in (0.0, *ratios):
             network = prune.without(ranking, prune.choose(ranking, ratio, **options)) if ratio else ranking.network
-            path = scratch / f"{ratio:g}.onnx"
+            path = Path(folder) / f"{ratio:g}.onnx"
             export.export_onnx(network, path, recipe_digest="")
             artifacts.append(_candidate(job, path, f"{ratio:g}", network))
-        rows = []
         medians = _round_medians(job, store, artifacts, runtime)
-        for ratio in RATIOS:
-            ratios = stats.paired_ratio(medians[f"{ratio:g}"], medians["0"])
-            rows.append({"ratio": ratio} | dict(zip(("share", "low", "high"), ratios, strict=True)))
-        return rows
-    finally:
-        for leftover in scratch.iterdir():
-            leftover.unlink()
-        scratch.rmdir()
+    rows = []
+    for ratio in ratios:
+        found = stats.paired_ratio(medians[f"{ratio:g}"], medians["0"])
+        rows.append({"ratio": ratio} | dict(zip(("share", "low", "high"), found, strict=True)))
+    return rows
 
 
 def _candidate(job: Job, path: Path, stage: str, network: Network) -> Artifact:
@@ -253,20 +270,28 @@ def speedup(job: Job, store: Store, parent: Artifact, child: Artifact) -> dict[s
 
 def worth(job: Job, store: Store, parent: Artifact, child: Artifact) -> tuple[bool, str]:
     """Whether the smaller file is kept, and the figures: for its speed, or since it meets the size that was asked for
-    and its parent does not.
+    and its parent does not (compressed, where single weights are zero).
     """
+    assert job.pruner
+    masks = hasattr(job.pruner.module, "masks")
     least, limit = job.recipe.least_speedup, screen.limits_of(job.recipe).size_bytes
-    if limit and child.size_bytes <= limit < parent.size_bytes:
-        return True, f"has {child.size_bytes:,} bytes, of {limit:,} allowed; {parent.stage} has {parent.size_bytes:,}"
+    before, after = (sparse.compressed_bytes(a.path) if masks else a.size_bytes for a in (parent, child))
+    if limit and after <= limit < before:
+        words = "bytes compressed" if masks else "bytes"
+        return True, f"has {after:,} {words}, of {limit:,} allowed; {parent.stage} has {before:,}"
     if not least:
         return True, ""
-    found = speedup(job, store, parent, child)
+    try:
+        found = speedup(job, store, parent, child)
+    except Unmeasurable as error:
+        return False, f"could not be measured: {error.message}"
     figures = f"{found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f}) in {found['runtime']}"
     if found["control"] == "invalid":
-        figures += ", on a machine that finds a difference between equal files"
+        return False, f"is {figures} of {parent.stage} on a machine that finds a difference between equal files"
     if found["ratio"] >= least and found["low"] > 1:
         return True, f"is {figures} faster than {parent.stage}"
-    return False, f"is not {least:g} times as fast as {parent.stage}: {figures}"
+    still = "; --set least_speedup=0 keeps it for its compressed size" if masks else ""
+    return False, f"is not {least:g} times as fast as {parent.stage}: {figures}{still}"
 
 
 def describe(job: Job, step: Step) -> str:
@@ -282,11 +307,24 @@ def describe(job: Job, step: Step) -> str:
     return f"{macs:.0%} of the MACs and {parameters:.0%} of the weights gone by {job.pruner.label}{steps}, {recovery}"
 
 
-def refuse(job: Job, student: Network) -> None:
-    """Raises CompressError for a pruning that cannot work, tried on an untrained student."""
+def compressed(job: Job, parent: Artifact, child: Artifact) -> str:
+    """What zeros give, for the report: the bytes of both files after deflate. Nothing where channels went."""
+    assert job.pruner
+    if not hasattr(job.pruner.module, "masks"):
+        return ""
+    before, after = (sparse.compressed_bytes(artifact.path) for artifact in (parent, child))
+    return f"; compressed (deflate) the file has {after:,} bytes, {parent.stage} {before:,}"
+
+
+def refuse(job: Job, store: Store, student: Network) -> None:
+    """Raises CompressError for a pruning that cannot work, tried on an untrained student: what only needs its shapes,
+    its latency included, must not be found out after an hour.
+    """
     assert job.pruner
     target = parse_prune(job.recipe.prune)
     assert target
+    if job.recipe.least_speedup or target[0] == "latency":
+        asked_runtime(job, store)
     wanted = getattr(job.pruner.module, "SAMPLES", 0)
     samples = prune.samples_of(job.splits.train.images, job.splits.train.labels, min(wanted, 8)) if wanted else None
     if hasattr(job.pruner.module, "masks"):
@@ -296,6 +334,26 @@ def refuse(job: Job, student: Network) -> None:
     options: dict[str, Any] = {"scope": job.recipe.prune_scope, "round_to": job.recipe.prune_round_to}
     ratio = target[1] if target[0] == "channels" else MOST_OF_A_LAYER
     if target[0] == "macs":
-        ratio = prune.ratio_for(net.count_macs, ranking, target[1], **options)
+        ratio = prune.ratio_for(prune.macs, ranking, target[1], **options)
     chosen = prune.choose(ranking, ratio, **options)
     prune.cut(ranking, chosen, round_to=job.recipe.prune_round_to, plugins=job.plugins)
+    if target[0] == "latency":
+        (best,) = _reach(job, store, ranking, options)
+        if best["share"] > target[1]:
+            raise _unreachable(target[1], best)
+
+
+def _reach(job: Job, store: Store, ranking: Ranking, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The latency with as much gone as may go, measured once."""
+    parts = {
+        "version": VERSIONS["speed"],
+        "network": [ranking.network.contract.spec, list(ranking.network.contract.input_shape)],
+        "how": [job.pruner and job.pruner.spec, options, asked_runtime(job, store), job.recipe.threads[0]],
+        "tier": job.recipe.tier,
+        "machine": environment.fingerprint(environment.capture()),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {"rows": _latencies(job, store, ranking, options, (MOST_OF_A_LAYER,))}
+
+    return store.step("reach", parts, make, say).facts["rows"]

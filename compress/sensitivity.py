@@ -7,18 +7,18 @@ import numpy as np
 
 from compress import cutting, train
 from compress.coupling import joined_unit
-from compress.prune import Ranking
+from compress.prune import Ranking, samples_of
 
 SHARES = (0.25, 0.5, 0.75)  # of a family's channels, the least important first
 IMAGES = 512
 
 
 def of_families(ranking: Ranking, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How many of the first images (uint8 `[N,H,W,C]`, labelled) are right with all channels, and for each family with
-    each part of `SHARES` masked.
+    """How many of at most `IMAGES` of these images (uint8 `[N,H,W,C]`) are right with all channels, and for each family
+    with each part of `SHARES` masked.
     """
-    known = np.flatnonzero(labels >= 0)[:IMAGES]
-    images, labels = images[known], labels[known]
+    samples = samples_of(images, labels, IMAGES)
+    images, labels = samples.images, samples.labels
     whole = ranking.network.state_dict()
     masked = copy.deepcopy(ranking.network)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from compress import fuse
 from compress.catalog import Entry
 from compress.errors import CompressError
 from compress.network import Network
@@ -15,6 +16,11 @@ from compress.types import Samples
 
 def thin(network: Network, pruner: Entry, ratio: float, samples: Samples | None = None) -> Network:
     """A copy of `network` in which the pruner's masks are applied, about `ratio` of the weights that it looks at."""
+    if fuse.has_branches(network):
+        raise CompressError(
+            f"`{network.contract.spec.partition(':')[0]}` is merged before export, which fills single zeros again",
+            hint="take a pruner of channels, such as --pruner magnitude",
+        )
     thinned = copy.deepcopy(network).cpu().eval()
     saliency = pruner.module.saliency(pruner.config, thinned, samples)
     if not saliency:

@@ -149,17 +149,18 @@ def fit(
     thread_choices: tuple[int, ...],
     checkpoint: Path,
     device: str = "cpu",
-    hold_zeros: bool = False,
+    hold_zeros: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Train `module` in place to the end of `plan`, from `checkpoint` if it is there.
 
-    `loss_of(batch) → scalar` may use networks beside `module`; only `module`'s parameters are trained, and with
-    `hold_zeros` no weight that is zero now, whatever momentum and weight decay say. Returns facts:
+    `loss_of(batch) → scalar` may use networks beside `module`; only `module`'s parameters are trained, and of
+    `hold_zeros`, a part of it, no weight that is zero now, whatever momentum and weight decay say. Returns facts:
     the loss curve, events (a new choice of threads), steps, images a second. Raises TrainingDiverged at the first
     loss that is not finite, and Interrupted after a signal; the last good checkpoint stays.
     """
     state = _State(module, make_optimizer(plan, module), plan, threads)
-    state.held = [(p, p != 0) for p in module.parameters() if p.dim() > 1 and not p.all()] if hold_zeros else []
+    held = hold_zeros.parameters() if hold_zeros is not None else ()
+    state.held = [(p, p != 0) for p in held if p.dim() > 1 and not p.all()]
     if checkpoint.exists():
         state.load(checkpoint)
         say(f"  {name}: going on from step {state.step}")

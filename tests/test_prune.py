@@ -326,6 +326,47 @@ def test_what_cannot_be_followed_stays_whole_and_is_named() -> None:
     print(found.stays)
 
 
+class _Mixed(nn.Module):
+    """Normalises over channels: a mixture that is no layer of the known kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm, self.linear = nn.GroupNorm(1, 16), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.second(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
+
+
+def test_what_is_mixed_outside_of_layers_stays_whole_and_is_named() -> None:
+    net = make("resnet20", (3, 8, 8))
+    net.body = _Mixed()
+    found = prune.prunable(net)
+    assert [family.layers for family in found.families] == [("body.second",)]
+    assert found.stays == {"body.first": "its channels are mixed outside of a layer"}
+
+
+def test_shared_parameters_are_refused() -> None:
+    net = make("resnet20", (3, 8, 8))
+    net.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.Flatten())
+    net.body.append(nn.Linear(64, 10))
+    net.body[2].weight = net.body[1].weight
+    with pytest.raises(CompressError, match="parameter of two layers") as caught:
+        prune.prunable(net)
+    print(caught.value)
+
+
+def test_layers_without_a_score_stay_whole() -> None:
+    net = make("resnet20", (3, 8, 8))
+    net.body = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    ranking = prune.rank(prune.prunable(net), catalog.load("pruners", "bn_scale"))
+    for scope in ("global", "uniform"):
+        assert [len(which) for which in prune.choose(ranking, 0.7, scope=scope)] == [24, 0]
+
+
 def test_a_network_of_linear_layers_only_at_its_end_says_so() -> None:
     net = make("resnet20", (3, 8, 8))
     net.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))

@@ -120,7 +120,7 @@ def test_methods_that_need_more_say_so_before_any_training(spec: str, splits: Sp
 
     export.export_onnx(make(), tmp_path / "t.onnx", recipe_digest="x")
     with pytest.raises(UsageError) as caught:
-        pipeline._try_networks(job(splits, teacher=str(tmp_path / "t.onnx"), kd=spec))
+        pipeline._try_networks(job(splits, teacher=str(tmp_path / "t.onnx"), kd=spec), Store(tmp_path))
     print(caught.value)
     assert spec in str(caught.value)
 

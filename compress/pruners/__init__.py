@@ -13,6 +13,6 @@ or, for pruners that set single weights to zero,
 - `masks(config, saliency, ratio) → {parameter name: bool tensor}`: True where a weight stays. Optional:
   `ratio_at(ratio, step, steps)`, how the part grows over several steps.
 
-`check(config, ratio)` may refuse a ratio (UsageError). `samples` are train images with labels; `SAMPLES` says how many
-are wanted (none without it).
+`check(config, ratio, steps)` may refuse what is asked (UsageError). `samples` are train images with labels; `SAMPLES`
+says how many are wanted (none without it).
 """

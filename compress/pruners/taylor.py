@@ -15,15 +15,21 @@ from torch import Tensor, nn
 from compress.types import Samples
 
 SAMPLES = 256
+CHUNK = 32  # images in one graph: bounds the memory
 
 
 def saliency(config: object, network: nn.Module, samples: Samples) -> dict[str, Tensor]:
     images = torch.from_numpy(samples.images).permute(0, 3, 1, 2).float() / 255
-    loss = F.cross_entropy(network.eval()(images), torch.from_numpy(samples.labels))
-    weights = {name: value for name, value in network.named_parameters() if name.endswith("weight")}
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    pairs = zip(weights.items(), gradients, strict=True)
-    return {name: (value.detach() * gradient).abs() for (name, value), gradient in pairs if gradient is not None}
+    labels = torch.from_numpy(samples.labels)
+    weights = {name: value for name, value in network.eval().named_parameters() if name.endswith("weight")}
+    mean = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for some, their_labels in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        loss = F.cross_entropy(network(some), their_labels, reduction="sum") / len(labels)
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        for total, gradient in zip(mean.values(), gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+    return {name: (value.detach() * mean[name]).abs() for name, value in weights.items()}
 
 
 def scores(config: object, parts: list[Tensor]) -> list[Tensor]:
