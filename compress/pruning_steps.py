@@ -43,7 +43,8 @@ RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, MOST_OF_A_LAYER)
 def pruned(job: Job, store: Store, student: Step, teachers: tuple[Step, ...]) -> Step:
     """The pruned and recovered student; `pruning` among its facts says what each cut did."""
     assert job.pruner
-    recipe, current, cuts = job.recipe, student, []
+    recipe, current = job.recipe, student
+    cuts: list[dict[str, Any]] = []
     rate = recipe.learning_rate * training_steps.RECOVERY_LEARNING_RATE
     train = partial(training_steps.train_step, job, store, teachers=teachers, methods=job.methods, with_stages=False)
     if hasattr(job.pruner.module, "penalty"):
