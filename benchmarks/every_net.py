@@ -85,6 +85,8 @@ def exported(net: Network, path: Path, images: np.ndarray, work: Path) -> dict[s
 
 
 def quantized(net: Network, float_path: Path, path: Path, images: np.ndarray, work: Path) -> dict[str, Any]:
+    if not float_path.exists():
+        raise CompressError("there is no float file to quantize")
     entry = catalog.load("quantizers", "int8")
     entry.module.apply(entry.config, float_path, path, images, work)
     facts = compared(net, path, images, work, "int8")
@@ -140,7 +142,7 @@ def page(found: dict[str, Any]) -> str:
         f"{RATIO:.0%} of the channels pruned by magnitude. A file counts where it answers as its network does "
         f"(largest difference below {export.PARITY_TOLERANCE:g} of the logits' spread); int8 where it runs, its top-1 "
         "agreement beside it (random weights answer at random: trained ones agree far more).", "",
-        f"**{'; '.join(counts)}.**", "",
+        f"**{'; '.join(counts)}.**" + (f" Not run: {', '.join(found['left_out'])}." if found["left_out"] else ""), "",
         "| network | parameters | MMAC | export | int8: bytes, agreement | pruned: MACs left, export |",
         "| --- | ---: | ---: | --- | --- | --- |",
     ]  # fmt: skip
@@ -173,7 +175,9 @@ def main() -> int:
             rows.append(row_of(spec, options.size, images))
             say(f"{spec}: " + ", ".join(f"{step} {'yes' if rows[-1][step]['works'] else 'NO'}" for step in STEPS))
             write_json(partial, {"rows": rows})
-        record.write(options.record, {"size": options.size, "images": options.images, "rows": rows})
+        left_out = [name for name in (*every, *EXTRA) if name not in {row["net"] for row in rows}]
+        facts = {"size": options.size, "images": options.images, "left_out": left_out, "rows": rows}
+        record.write(options.record, facts)
         partial.unlink()
         return record.CLAIM_HOLDS if all(r[s]["works"] for r in rows for s in STEPS) else record.CLAIM_FAILS
     write_atomic(PAGE, page(read_json(options.record)).encode())
