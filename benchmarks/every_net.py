@@ -16,7 +16,7 @@ import record
 import torch
 from sklearn.datasets import load_digits
 
-from compress import bench, catalog, export, fuse, network, prune, train
+from compress import batchnorm, bench, catalog, export, fuse, network, prune, train
 from compress.errors import CompressError
 from compress.network import Network
 from compress.progress import say
@@ -47,7 +47,10 @@ def digits(size: int, count: int) -> np.ndarray:
 
 
 def made(spec: str, size: int, images: np.ndarray) -> Network:
-    """The network with the statistics of these images, so that its answers differ from image to image."""
+    """The network with the statistics of these images, so that its answers differ from image to image.
+
+    No channel's variance is less than a hundredth of its layer's mean: what hardly varies would be amplified rounding.
+    """
     net = network.build(
         spec, class_names=CLASSES, input_shape=(3, size, size), mean=(0.3,) * 3, std=(0.35,) * 3, seed=0
     )
@@ -56,11 +59,9 @@ def made(spec: str, size: int, images: np.ndarray) -> Network:
         for value in net.parameters():
             spread = value.std() if value.numel() > 1 and value.std() > 0 else torch.tensor(0.1)
             value.add_(0.2 * spread * torch.randn(value.shape, generator=generator))
-        floats = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = 1.0
-        net.train()(floats)
+        batchnorm.reestimate(net, images, batch_size=len(images))
+        for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.running_var.clamp_(min=0.01 * norm.running_var.mean().item())
     return net.eval()
 
 

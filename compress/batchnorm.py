@@ -11,7 +11,7 @@ def reestimate(network: nn.Module, images: np.ndarray, *, batch_size: int = 128)
 
     Everything else runs as in evaluation, so that no dropout disturbs the statistics. Returns the number of layers.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     network.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from compress import artifact_steps, bench, catalog, environment, export, facts, fuse, measuring, stats
+from compress import artifact_steps, batchnorm, bench, catalog, environment, export, facts, fuse, measuring, stats
 from compress import network as net
 from compress.catalog import Entry
 from compress.environment import versions
@@ -109,7 +108,9 @@ def _untrained_parts(subject: Subject, entry: Entry) -> dict[str, Any]:
         "classes": list(images.class_names),
         "input_shape": list(images.input_shape),
         "images": images.digest,
-        "versions": versions("torch", "torchvision", "onnx", "onnxscript"),
+        "versions": versions(
+            "torch", "torchvision", "onnx", "onnxscript", *catalog.packages("nets", entry.spec, subject.plugins)
+        ),
     }
 
 
@@ -143,14 +144,7 @@ def settle(network: Network, images: np.ndarray) -> None:
         for parameter in network.parameters():
             if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
                 parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
-    norms = [m for m in network.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of what was seen
-        norm.train()
-    with torch.no_grad():
-        network(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 255)
-    network.eval()
+    batchnorm.reestimate(network, images, batch_size=len(images))
 
 
 def float_artifact(store: Store, subject: Subject, entry: Entry) -> Artifact:

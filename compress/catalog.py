@@ -3,6 +3,7 @@
 A trailing underscore of a module name is dropped (`torchvision_.py` is typed `torchvision`). An entry may name presets
 of its own knobs in a literal `VARIANTS = {"resnet20": {"depth": 20}, …}`, and a network specs that are worth a look as
 a student in `CANDIDATES = ("mobilenet:width=0.25", …)`; both are read from the source, so that listing imports nothing.
+What an entry takes from an optional distribution is named in `PACKAGES = ("timm",)`, so that stored results know it.
 A user's own net or method comes as a plugin: a Python file named on the command line.
 """
 
@@ -117,6 +118,12 @@ def _names_of(stem: str, path: Path) -> list[str]:
 def path_of(kind: str, name: str, plugins: tuple[Path, ...] = ()) -> Path:
     """The file of an entry, without importing it. Raises UsageError for an unknown name."""
     return _find(kind, name, plugins)[0].resolve()
+
+
+def packages(kind: str, spec: str, plugins: tuple[Path, ...] = ()) -> tuple[str, ...]:
+    """The distributions, beside this package's own requirements, whose version decides what the entry makes."""
+    path, _ = _find(kind, spec.partition(":")[0].strip(), plugins)
+    return tuple(_literal(path, "PACKAGES") or ())
 
 
 def summary(kind: str, name: str, plugins: tuple[Path, ...] = ()) -> str:

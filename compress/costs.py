@@ -64,7 +64,15 @@ def table(
         "classes": classes,
         "program": [file_digest(path) for path in sorted(Path(__file__).parent.rglob("*.py"))],
         "plugins": [file_digest(path) for path in plugins],
-        "versions": versions("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+        "versions": versions(
+            "torch",
+            "torchvision",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "onnxruntime-gpu",
+            *(package for spec in specs for package in catalog.packages("nets", spec, plugins)),
+        ),  # fmt: skip
         "machine": environment.fingerprint(environment.capture()),
     }
     found = store.find("costs", digest(parts))

@@ -20,7 +20,8 @@ ISA_FLAGS = frozenset(
     "avx2 avx512f avx512_vnni avx_vnni amx_int8 amx_bf16 avx512_bf16 neon asimd asimddp i8mm bf16".split()
 )
 PACKAGES = (
-    "numpy Pillow torch torchvision onnx onnxscript onnxruntime onnxruntime-gpu torch-pruning safetensors scikit-learn"
+    "numpy Pillow torch torchvision onnx onnxscript onnxruntime onnxruntime-gpu torch-pruning safetensors scikit-learn "
+    "timm"
 ).split()
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")

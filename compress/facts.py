@@ -14,7 +14,7 @@ from compress.store import digest
 from compress.types import Measurement
 
 if TYPE_CHECKING:
-    from compress.pipeline import Link
+    from compress.chain import Link
     from compress.plan import Job
 
 SCHEMA_VERSION = 1

@@ -1,11 +1,11 @@
-"""Measuring files outside a run: the same cells, rounds and control as in the chain."""
+"""Measuring files, in a run or outside of one: the same cells, rounds and control."""
 
 from pathlib import Path
 
 import numpy as np
 
 from compress import bench, catalog, facts, files, plan, randomness
-from compress.errors import InputRejected, Unmeasurable
+from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.store import Store
@@ -33,6 +33,28 @@ def cells_of(
     first = next(cell for cell in cells if cell.runtime == usable)
     twin = bench.Cell(name=first.name + TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
     return [*cells, twin]
+
+
+def onnx_runtime(runtimes: tuple[str, ...], store: Store, plugins: tuple[Path, ...] = ()) -> str:
+    """The first of the runtimes that reads ONNX files and works here. Raises UsageError where none reads them, and
+    Unmeasurable where none of those that do works.
+    """
+    readers = [name for name in runtimes if catalog.load("runtimes", name, plugins).module.FORMAT == "onnx"]
+    if not readers:
+        raise UsageError(
+            f"ONNX files are to be measured, which none of the runtimes reads: {', '.join(runtimes)}",
+            hint="add ort_cpu to --runtimes",
+        )
+    reasons = []
+    for name in readers:
+        reason = bench.runtime_state(name, store.root / "scratch", plugins)["unavailable"]
+        if not reason:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise Unmeasurable(
+        f"ONNX files are to be measured, and no runtime that reads them works here: {'; '.join(reasons)}",
+        hint="see `compress doctor`, or add ort_cpu to --runtimes",
+    )
 
 
 def twin_of(measurement: Measurement) -> str:

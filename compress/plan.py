@@ -257,7 +257,7 @@ def describe(job: Job) -> list[str]:
         lines.append(f"pairing  {'; '.join(recipe.pairing)}")
     if job.pruner:
         lines.append(
-            f"prune    {pruning_words(recipe)} by {job.pruner.label}, {recipe.recover_epochs} epochs"
+            f"prune    {pruning_words(recipe, job.pruner)} by {job.pruner.label}, {recipe.recover_epochs} epochs"
             + (f" in {recipe.prune_steps} steps" if recipe.prune_steps > 1 else "")
         )
     if job.quantizer:
@@ -269,14 +269,11 @@ def describe(job: Job) -> list[str]:
     return lines
 
 
-def pruning_words(recipe: Recipe) -> str:
-    """What `prune` asks for.
-
-    >>> pruning_words(Recipe(prune="macs=0.5"))
-    'to 50% of the macs'
-    """
+def pruning_words(recipe: Recipe, pruner: Entry) -> str:
+    """What `prune` asks for: `50% of the channels`, `to 50% of the macs`."""
     kind, value = parse_prune(recipe.prune) or ("channels", 0.0)
-    return f"{value:.0%} of the channels or weights" if kind == "channels" else f"to {value:.0%} of the {kind}"
+    what = "weights" if hasattr(pruner.module, "masks") else "channels"
+    return f"{value:.0%} of the {what}" if kind == "channels" else f"to {value:.0%} of the {kind}"
 
 
 def _transfer(job: Job) -> str:

@@ -23,7 +23,7 @@ from compress.store import digest, file_digest, read_json, write_atomic, write_j
 from compress.types import Artifact, Dataset, Measurement, Splits
 
 if TYPE_CHECKING:
-    from compress.pipeline import Link
+    from compress.chain import Link
     from compress.plan import Job
 
 GOLDEN_IMAGES = 16

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from compress import bench, candidates, catalog, choice, plan, train, training_steps, units
+from compress import candidates, catalog, choice, measuring, plan, train, training_steps, units
 from compress.candidates import Subject
 from compress.catalog import Entry
 from compress.choice import Candidate, Limits, Place
-from compress.errors import InputRejected, TrainingDiverged, Unmeasurable, UsageError
+from compress.errors import InputRejected, TrainingDiverged, UsageError
 from compress.plan import Job
 from compress.progress import Progress, say
 from compress.recipe import AUTO, Recipe
@@ -79,20 +79,7 @@ def _with(recipe: Recipe, entry: Entry) -> Recipe:
 
 def _subject(job: Job, store: Store) -> tuple[Subject, Place]:
     """Real images, the first of the recipe's runtimes that reads ONNX and works here, its first number of threads."""
-    readers = [r for r in job.recipe.runtimes if catalog.load("runtimes", r, job.plugins).module.FORMAT == "onnx"]
-    if not readers:
-        raise UsageError(
-            f"--student auto measures ONNX files, which none of the runtimes reads: {', '.join(job.recipe.runtimes)}",
-            hint="add ort_cpu to --runtimes",
-        )
-    states = {r: bench.runtime_state(r, store.root / "scratch", job.plugins)["unavailable"] for r in readers}
-    usable = next((r for r in readers if not states[r]), None)
-    if usable is None:
-        reasons = "; ".join(f"{r}: {reason}" for r, reason in states.items())
-        raise Unmeasurable(
-            f"--student auto needs a runtime that works here: {reasons}",
-            hint="see `compress doctor`, or name the student",
-        )
+    usable = measuring.onnx_runtime(job.recipe.runtimes, store, job.plugins)
     threads = int(job.recipe.threads[0])
     precision = job.quantizer.module.PRECISION if job.quantizer else "float32"
     place = Place(runtime=usable, threads=threads, precision=precision)

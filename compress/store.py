@@ -257,7 +257,8 @@ class NotThere(Exception):
 class Peek(Store):
     """The same store, looked at only: `step` raises NotThere instead of making anything.
 
-    Probes of the machine are made all the same: they take seconds, and an estimate of time needs them.
+    Probes of the machine and trials of untrained networks are made all the same: they take seconds, and a plan needs
+    them.
     """
 
     def step(
@@ -267,7 +268,7 @@ class Peek(Store):
         make: Callable[[Path], dict[str, Any]],
         say: Callable[[str], None] = lambda text: None,
     ) -> Step:
-        if name == "execution":
+        if name in ("execution", "rehearsal"):
             return super().step(name, key_parts, make, say)
         found = self.find(name, digest({"step": name, **key_parts}))
         if not found:

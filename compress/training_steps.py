@@ -74,6 +74,7 @@ def teacher_step(job: Job, store: Store, number: int) -> Step:
         plan = plan_for(job, job.recipe.teacher_epochs, job.recipe.learning_rate)
         return train_step(job, store, "teacher", network, (), methods, plan, seed=seed, dataset=job.splits.train)
     path, entry = teacher.file, teacher.entry
+    packages = versions(*catalog.packages("nets", entry.spec, job.plugins))
     parts = {
         "version": VERSIONS["teacher"],
         "checkpoint": file_digest(path),
@@ -85,6 +86,7 @@ def teacher_step(job: Job, store: Store, number: int) -> Step:
         "input_shape": list(job.splits.train.input_shape),
         "train": job.splits.train.digest,
         "plugins": plugins_digest(job),
+        **({"versions": packages} if packages else {}),
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def train_step(
     if distill.needs_teacher(methods):
         sources = [live_teachers.source(job, store, step, student_execution.threads) for step in teachers]
     parts = {
-        **_training_parts(job, methods, plan, sources, seed, dataset),
+        **_training_parts(job, methods, plan, sources, seed, dataset, (network,)),
         "network": [network.contract.spec, network.contract.mean, network.contract.std, network.contract.widths],
         "start": start,
         "with_stages": with_stages,
@@ -211,9 +213,10 @@ def train_step(
 
 def _training_parts(
     job: Job, methods: tuple[catalog.Entry, ...], plan: train.Plan, sources: list[live_teachers.Source], seed: int,
-    dataset: Dataset,
+    dataset: Dataset, networks: tuple[Network, ...],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the result of any training depends on, beside its networks."""
+    """What the result of any training depends on, beside its networks; of these the packages that built them."""
+    packages = [p for one in networks for p in catalog.packages("nets", one.contract.spec, job.plugins)]
     return {
         "version": VERSIONS["train"],
         "classes": list(dataset.class_names),
@@ -228,7 +231,7 @@ def _training_parts(
         "device": job.device,
         "seed": seed,
         "plugins": plugins_digest(job),
-        "versions": versions("torch", "torchvision", "numpy"),
+        "versions": versions("torch", "torchvision", "numpy", *packages),
     }
 
 
@@ -260,7 +263,7 @@ def mutual_step(job: Job, store: Store, entries: tuple[catalog.Entry, ...], teac
         sources = [live_teachers.source(job, store, step, executions[-1].threads) for step in teachers]
     plan = student_plan(job, recipe.epochs, recipe.learning_rate)
     parts = {
-        **_training_parts(job, job.methods, plan, sources, recipe.seed, job.transfer),
+        **_training_parts(job, job.methods, plan, sources, recipe.seed, job.transfer, networks),
         "networks": [network.contract.spec for network in networks],
         "execution": [dataclasses.asdict(e) for e in (*executions, *(s.execution for s in sources)) if e],
     }

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from test_fuse import settled
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.ops import SqueezeExcitation
@@ -39,17 +40,6 @@ def unmade(spec: str, shape: tuple[int, int, int], classes: int = 10) -> network
 
 def images(shape: tuple[int, int, int], count: int = 2) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
-
-
-def settle(net):
-    """With statistics and vectors that are far from those of a fresh network, for which a wrong merge may pass."""
-    generator = torch.Generator().manual_seed(1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.weight, 0.5), (module.bias, -0.5), (module.running_mean, -0.5)):
-                tensor.data = low + torch.rand(tensor.shape, generator=generator)
-            module.running_var = 0.5 + torch.rand(module.running_var.shape, generator=generator)
-    return net.eval()
 
 
 @pytest.mark.parametrize("spec", STRIDED_LIKE_MOBILENET)
@@ -95,7 +85,7 @@ def test_last_maps_of_other_fitted_networks(spec: str, lasts: tuple[int, ...]) -
     ],
 )
 def test_torchvisions_weights_give_torchvisions_answers(spec: str, theirs) -> None:
-    body, reference = make(spec, (3, 64, 64)).eval().body, settle(theirs(num_classes=10))
+    body, reference = make(spec, (3, 64, 64)).eval().body, settled(theirs(num_classes=10))
     body.load_state_dict(dict(reference.state_dict()))
     with torch.no_grad():
         expected = reference(images((3, 64, 64)))
@@ -106,7 +96,7 @@ def test_torchvisions_weights_give_torchvisions_answers(spec: str, theirs) -> No
     ("spec", "theirs"), [("mobilenet_v1:width=1", "mobilenetv1_100"), ("efficientnet_lite0", "efficientnet_lite0")]
 )
 def test_timms_weights_give_timms_answers(spec: str, theirs: str) -> None:
-    body, reference = make(spec, (3, 64, 64)).eval().body, settle(timm.create_model(theirs, num_classes=10))
+    body, reference = make(spec, (3, 64, 64)).eval().body, settled(timm.create_model(theirs, num_classes=10))
     for parent in list(reference.modules()):
         if isinstance(getattr(parent, "act", None), nn.ReLU6) and spec.startswith("mobilenet_v1"):
             parent.act = nn.ReLU()  # the paper's; timm has TensorFlow's
@@ -120,7 +110,7 @@ def test_timms_weights_give_timms_answers(spec: str, theirs: str) -> None:
 @pytest.mark.parametrize("size", ["s0", "s4"])
 def test_timms_mobileone_gives_the_same_answers_merged_and_not(size: str) -> None:
     net = make(f"mobileone_{size}", (3, 64, 64)).eval()
-    reference = settle(timm.create_model(f"mobileone_{size}", num_classes=10))
+    reference = settled(timm.create_model(f"mobileone_{size}", num_classes=10))
     pairs = zip(
         (m for m in net.modules() if isinstance(m, mobileone.Branches)),
         (m for m in reference.modules() if type(m).__name__ == "MobileOneBlock"),
@@ -213,7 +203,7 @@ def test_activations_and_squeeze_excitation_are_where_the_papers_have_them() -> 
 
 
 def test_resnet8_is_the_reference_layer_by_layer() -> None:
-    net = settle(make("resnet8"))
+    net = settled(make("resnet8"))
     body, x = net.body, images((3, 32, 32))
     convs = [m for m in body.modules() if isinstance(m, nn.Conv2d)]
     assert all(conv.bias is not None for conv in convs)
@@ -237,7 +227,7 @@ def test_merged_branches_answer_alike(spec: str, pruned: bool, tmp_path) -> None
         net = prune.prune(net, catalog.load("pruners", "magnitude"), 0.5, round_to=4)
         network.save(net, tmp_path)
         net = network.load(tmp_path)  # what is shipped was read from disk
-    net = settle(net).double()
+    net = settled(net).double()
     x = images((3, 32, 32)).double()
     merged = fuse.merge_branches(net)
     with torch.no_grad():
@@ -401,7 +391,7 @@ def answers(path, x: Tensor) -> np.ndarray:
     "spec", ["mobilenet_v3_small:width=0.25", "shufflenet_v1:width=0.25", "timm:mobilenetv3_small_050"]
 )
 def test_exported_files_answer_as_the_network(spec: str, tmp_path) -> None:
-    net, x = settle(make(spec)), images((3, 32, 32), 5)
+    net, x = settled(make(spec)), images((3, 32, 32), 5)
     export.export_onnx(net, tmp_path / "model.onnx", recipe_digest="abc")
     with torch.no_grad():
         expected = net(x).numpy()
@@ -410,7 +400,7 @@ def test_exported_files_answer_as_the_network(spec: str, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_ds_cnn_takes_less_than_100_kb_in_int8(tmp_path) -> None:
-    export.export_onnx(settle(make("ds_cnn")), tmp_path / "model.onnx", recipe_digest="abc")
+    export.export_onnx(settled(make("ds_cnn")), tmp_path / "model.onnx", recipe_digest="abc")
     calibrate = (images((3, 32, 32), 8).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
     entry = catalog.load("quantizers", "int8")
     (tmp_path / "scratch").mkdir()

@@ -23,7 +23,7 @@ from compress import (
     sparse,
     training_steps,
 )
-from compress.errors import CompressError, Unmeasurable, UsageError
+from compress.errors import CompressError, UsageError
 from compress.recipe import Recipe
 from compress.report import plots_pruning, rows, schema
 from compress.store import Store
@@ -87,6 +87,34 @@ def test_finished_steps_are_not_run_again(store: Store) -> None:
     assert pruning_steps.pruned(job, store, student, ()).reused
 
 
+def test_a_last_step_with_nothing_left_to_remove_changes_nothing(store: Store) -> None:
+    # rounding to 16 takes more at once than half of what is asked for, and as much as all of it
+    job = job_of(prune="0.26", prune_steps=2, prune_scope="uniform", prune_round_to=16)
+    step = pruning_steps.pruned(job, store, student_of(job, store), ())
+    first, second = step.facts["pruning"]
+    assert first["macs"][1] < first["macs"][0] and second["macs"][0] == second["macs"][1]
+
+
+def test_other_ratios_ask_for_the_same_sensitivity(store: Store, monkeypatch) -> None:
+    asked = []
+    real = sensitivity.of_families
+    monkeypatch.setattr(sensitivity, "of_families", lambda *given: asked.append(1) or real(*given))
+    found = []
+    for ratio in ("0.41", "0.62"):
+        job = job_of(prune=ratio, epochs=1, recover_epochs=1)
+        cuts = pruning_steps.pruned(job, store, student_of(job, store), ()).facts["pruning"]
+        found.append(cuts[0]["sensitivity"])
+    assert len(asked) == 1 and found[0] == found[1]
+
+
+def test_what_was_tried_before_training_is_not_tried_again(store: Store, monkeypatch) -> None:
+    job = job_of(prune="0.5")
+    twin = training_steps.build(job, STUDENT, digits().train.mean, digits().train.std, 0)
+    pruning_steps.refuse(job, store, twin)
+    monkeypatch.setattr(prune, "prunable", lambda *_: pytest.fail("it was proved again"))
+    pruning_steps.refuse(job, store, twin)
+
+
 def test_a_share_of_macs_is_kept(store: Store) -> None:
     job = job_of(prune="macs=0.5")
     facts = pruning_steps.pruned(job, store, student_of(job, store), ()).facts["pruning"][0]
@@ -125,7 +153,7 @@ def test_zeros_hold_through_recovery(pruner: str, ratio: float, store: Store, tm
         dataclasses.replace(exported_student(job, store, student), path=tmp_path / f"{name}.onnx")
         for name in ("dense", "sparse")
     ]
-    said = pruning_steps.compressed(job, *artifacts)
+    said = pruning_steps.compressed(artifacts[0], pruning_steps.sizes(job, *artifacts))
     assert f"{sizes[1]:,} bytes" in said and f"{sizes[0]:,}" in said
     assert sizes[1] < (0.75 if ratio == 0.5 else 0.45) * sizes[0]
 
@@ -164,19 +192,23 @@ def test_statistics_become_those_of_the_images() -> None:
     assert torch.allclose(net.body.bn1.running_mean, expected, atol=1e-5)
 
 
+def worth(job: plan.Job, store: Store, parent, child) -> tuple[bool, str]:
+    return pruning_steps.worth(job, store, parent, child, pruning_steps.sizes(job, parent, child))
+
+
 def test_a_stage_that_is_not_faster_is_not_kept(store: Store) -> None:
     job = job_of(prune="0.5", tier="smoke")
     step = student_of(job, store)
     artifact = exported_student(job, store, step)
     same = dataclasses.replace(artifact, stage="pruned")
-    kept, why = pruning_steps.worth(job, store, artifact, same)
+    kept, why = worth(job, store, artifact, same)
     print(why)
     assert not kept and "is not 1.15 times as fast as distilled" in why and "ort_cpu" in why
     any_speed = job_of(prune="0.5", tier="smoke", least_speedup=0.0)
-    assert pruning_steps.worth(any_speed, store, artifact, same) == (True, "")
+    assert worth(any_speed, store, artifact, same) == (True, "")
     smaller = dataclasses.replace(same, size_bytes=artifact.size_bytes - 1000)
     limited = job_of(prune="0.5", tier="smoke", max_size=f"{artifact.size_bytes - 500}B")
-    kept, why = pruning_steps.worth(limited, store, artifact, smaller)
+    kept, why = worth(limited, store, artifact, smaller)
     assert kept and "allowed" in why
 
 
@@ -200,7 +232,7 @@ def test_a_latency_is_found_by_measuring(store: Store, monkeypatch) -> None:
 def test_without_a_runtime_for_files_it_says_so_before_any_training(store: Store) -> None:
     job = job_of(prune="0.5", runtimes=("torch_eager",))
     twin = training_steps.build(job, STUDENT, digits().train.mean, digits().train.std, 0)
-    with pytest.raises(Unmeasurable, match="no runtime to measure a pruned file in") as caught:
+    with pytest.raises(UsageError, match="none of the runtimes reads: torch_eager") as caught:
         pruning_steps.refuse(job, store, twin)
     print(caught.value)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from test_report import make_facts
 
-from compress import network, pipeline, plan, recipe, report, train, tree_facts
+from compress import network, plan, recipe, report, run_measurements, train, tree_facts
 from compress.errors import InputRejected
 from compress.nets import soft_tree
 from compress.report import html, markdown
@@ -70,7 +70,7 @@ def test_networks_of_plugins_and_others_have_no_picture(digits: Dataset, tmp_pat
     splits = plan.load_data(recipe.Recipe(), Store(tmp_path / "store"))
     for student, plugins in (("mynet", (plugin,)), ("mlp", ())):
         job = plan.make(recipe.from_values({"student": student, "teacher": "mlp"}), splits, plugins)
-        assert pipeline._tree(job, []) is None
+        assert run_measurements._tree(job, []) is None
 
 
 def with_tree(depth: int, drawn: int) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress import distill, mutual, network, pipeline, plan, recipe, schedules, train, training_steps
+from compress import chain, distill, mutual, network, pipeline, plan, recipe, schedules, train, training_steps
 from compress.augment import Augmenter
 from compress.catalog import load
 from compress.errors import UsageError
@@ -112,23 +112,23 @@ def test_the_best_generation_on_select_is_kept_and_the_refinery_ends_in_time(
     Calls(monkeypatch)
     results = iter(correct)
 
-    def exported(job, store, stage, step, **options) -> pipeline.Link:
+    def exported(job, store, stage, step, **options) -> chain.Link:
         artifact = dataclasses.make_dataclass("A", ["stage"])(stage)
         assert options["baseline"].artifact.stage == options["parent"]
-        return pipeline.Link(
+        return chain.Link(
             artifact=artifact, parent=options["parent"], what="", step=step, select={"correct": next(results)}
         )
 
-    monkeypatch.setattr(pipeline, "_exported", exported)
+    monkeypatch.setattr(chain, "_exported", exported)
     averaged: list[list[str]] = []
     monkeypatch.setattr(
-        pipeline, "_ensemble", lambda job, store, members, best: averaged.append([m.artifact.stage for m in members])
+        chain, "_ensemble", lambda job, store, members, best: averaged.append([m.artifact.stage for m in members])
     )
-    teacher = pipeline.Link(
+    teacher = chain.Link(
         artifact=dataclasses.make_dataclass("A", ["stage"])("teacher"), parent="", what="", step=TEACHER[0]
     )
     made = job(splits, generations=3, refine=refine)
-    links = [link for link in pipeline._students(made, Store(tmp_path), teacher, TEACHER) if link]
+    links = [link for link in chain._students(made, Store(tmp_path), teacher, TEACHER) if link]
     wanted = [f"generation-{number}" for number in range(1, stages)]
     assert averaged == ([wanted] if len(wanted) > 1 else [])
     assert len(links) == stages

@@ -116,11 +116,11 @@ def job(splits: Splits, **values: object) -> plan.Job:
 
 @pytest.mark.parametrize("spec", ["fitnet", "attention", "rkd", "attention_gradient"])
 def test_methods_that_need_more_say_so_before_any_training(spec: str, splits: Splits, tmp_path: Path) -> None:
-    from compress import pipeline
+    from compress import rehearsal
 
     export.export_onnx(make(), tmp_path / "t.onnx", recipe_digest="x")
     with pytest.raises(UsageError) as caught:
-        pipeline._try_networks(job(splits, teacher=str(tmp_path / "t.onnx"), kd=spec), Store(tmp_path))
+        rehearsal.try_networks(job(splits, teacher=str(tmp_path / "t.onnx"), kd=spec), Store(tmp_path))
     print(caught.value)
     assert spec in str(caught.value)
 

@@ -24,6 +24,7 @@ MACS = {
     ("mobilenet:width=1", 1000, (3, 224, 224)): 300_774_272,
     ("mobilenet:width=0.5", 1000, (3, 224, 224)): 97_131_840,
 }
+
 CANDIDATES = (
     "mobilenet:width=0.25", "mobilenet:width=0.35", "mobilenet:width=0.5", "mobilenet:width=0.75", "mobilenet:width=1",
     "mobilenet:width=1.4",

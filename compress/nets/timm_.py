@@ -12,6 +12,8 @@ from torch import nn
 from compress.config import knob
 from compress.errors import UsageError, unknown
 
+PACKAGES = ("timm",)
+
 CANDIDATES = ()  # it stands for the networks of others, which are looked at by name
 
 # timm's published counts

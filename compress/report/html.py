@@ -130,18 +130,18 @@ def _runtime_key(document: dict[str, Any], labels: Labels) -> Markup:
 
 
 def _curve_key(document: dict[str, Any], labels: Labels) -> Markup:
-    items = []
-    for stage in document["stages"]:
-        if stage["curve"] and stage["curve"]["step"]:
-            line = svg.line(1, 7, 29, 7, f"line {labels.colour(stage['name'])}")
-            drawing = element("svg", line, viewBox="0 0 30 14", aria_hidden="true")
-            items.append(element("li", drawing, element("span", stage["name"])))
-    return element("ul", *items, class_="key")
+    drawn = [stage["name"] for stage in document["stages"] if stage["curve"] and stage["curve"]["step"]]
+    return _line_key([(labels.colour(name), name) for name in drawn])
 
 
 def _shares_key(document: dict[str, Any]) -> Markup:
+    return _line_key(plots_pruning.shares(document))
+
+
+def _line_key(lines: list[tuple[str, str]]) -> Markup:
+    """The key of (class, words) of drawn lines."""
     items = []
-    for class_, what in plots_pruning.shares(document):
+    for class_, what in lines:
         drawing = element("svg", svg.line(1, 7, 29, 7, f"line {class_}"), viewBox="0 0 30 14", aria_hidden="true")
         items.append(element("li", drawing, element("span", what)))
     return element("ul", *items, class_="key")
