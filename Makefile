@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
-	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest --quiet --numprocesses 2 --dist loadfile
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest --quiet --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	@"$(VENV)/bin/ruff" check --quiet .

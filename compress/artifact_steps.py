@@ -22,7 +22,7 @@ from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"export": 1, "ensemble": 1, "quantize": 1, "answers": 1}
+VERSIONS = {"export": 2, "ensemble": 1, "quantize": 1, "answers": 1}
 
 
 def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:

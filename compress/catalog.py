@@ -9,6 +9,7 @@ A user's own net or method comes as a plugin: a Python file named on the command
 
 import ast
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import sys
@@ -61,9 +62,15 @@ def _sources(kind: str, plugins: tuple[Path, ...]) -> dict[str, Path]:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_text())
+        return _parsed(path, path.stat().st_mtime_ns)
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise InputRejected(f"cannot read the Python file {path}: {error}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(path: Path, changed_ns: int) -> ast.Module:
+    """Every look at the catalogue asks all files of a kind: they are read once, and again when one changes."""
+    return ast.parse(path.read_text())
 
 
 def _top_level_functions(path: Path) -> set[str]:

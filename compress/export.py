@@ -30,6 +30,10 @@ PARITY_TOLERANCE = 1e-3
 def export_onnx(network: Network, path: Path, *, recipe_digest: str) -> None:
     """Write `network` to `path` through torch's dynamo exporter, BatchNorm folded, subnormal weights flushed."""
     folded = fold_batchnorm(network)
+    for module in folded.modules():
+        # the exporter takes apart what works in place, for half of its time, and ends with the same graph
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
     channels, height, width = network.contract.input_shape
     # two images: a batch of one would be taken for a constant
     example = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))

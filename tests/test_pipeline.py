@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 FLAGS = (
-    "--teacher", "resnet_cifar:depth=8,channels=32,stem=16", "--student", "mobilenet", "--kd", "fitnet",
-    "--prune", "0.2", "--quantize", "int8", "--epochs", "10", "--max-drop", "30",
+    "--teacher", "resnet_cifar:depth=8,channels=32,stem=16", "--student", "mobilenet", "--width", "0.5",
+    "--kd", "fitnet", "--prune", "0.2", "--quantize", "int8", "--epochs", "8", "--max-drop", "30",
     "--runtimes", "ort_cpu,ort_cuda,torch_eager", "--set", "teacher_epochs=4", "--set", "recover_epochs=3",
     "--set", "least_speedup=0", "--set", "name=small",
 )  # fmt: skip
