@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress import bench, environment, export, randomness, train
+from compress import bench, catalog, environment, export, randomness, train
 from compress import network as net
 from compress.catalog import Entry
 from compress.environment import versions
@@ -139,6 +139,12 @@ def quantize_step(job: Job, store: Store, parent: Artifact) -> Step:
     """The ONNX file quantized, calibrated on the calibrate split."""
     assert job.quantizer
     return quantized(store, job.quantizer, parent, job.splits.calibrate, plugins_digest(job))
+
+
+def plain(quantizer: Entry) -> Entry:
+    """The quantizer, or the one that a ladder begins with: what turns a file into another at once."""
+    first = getattr(quantizer.module, "FIRST", "")
+    return catalog.load("quantizers", first) if first else quantizer
 
 
 def quantized(store: Store, quantizer: Entry, parent: Artifact, calibrate: Dataset, plugins: list[str]) -> Step:

@@ -5,13 +5,17 @@ import torch
 from torch import nn
 
 
+def norms_of(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 @torch.no_grad()
 def reestimate(network: nn.Module, images: np.ndarray, *, batch_size: int = 128) -> int:
     """Set the running mean and variance of every BatchNorm to the plain average over uint8 images `[N,H,W,C]`.
 
     Everything else runs as in evaluation, so that no dropout disturbs the statistics. Returns the number of layers.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = norms_of(network)
     network.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compress import artifact_steps, estimate, evaluate, pruning_steps, rehearsal, schedules, training_steps
+from compress import artifact_steps, estimate, evaluate, ladder, pruning_steps, rehearsal, schedules, training_steps
 from compress.plan import Job
 from compress.progress import say
 from compress.store import Step, Store
@@ -165,10 +165,26 @@ def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) ->
 def _quantized(job: Job, store: Store, parent: Link) -> Link:
     assert job.quantizer
     say("quantize")
+    if hasattr(job.quantizer.module, "FIRST"):
+        return _climbed(job, store, parent)
     step = artifact_steps.quantize_step(job, store, parent.artifact)
     precision = job.quantizer.module.PRECISION
     artifact = artifact_steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
     say(f"  {artifact.stage}: {artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
     what = f"{job.quantizer.label}, calibrated on {step.facts['calibration_images']} train images"
     link = Link(artifact=artifact, parent=parent.artifact.stage, what=what, step=step, facts=step.facts)
+    return _judged(job, store, link, parent, gate=True)
+
+
+def _climbed(job: Job, store: Store, parent: Link) -> Link:
+    """The best of the int8 files that the ladder made."""
+    best, rungs = ladder.climb(job, store, parent.artifact, parent.network)
+    say(f"  int8: {best.artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
+    what = f"{ladder.describe(rungs)}, calibrated on {best.step.facts['calibration_images']} train images"
+    seconds = sum(row["seconds"] for rung in rungs for row in rung["tried"])
+    step = replace(best.step, facts={**best.step.facts, "seconds": round(seconds, 3)})
+    link = Link(
+        artifact=best.artifact, parent=parent.artifact.stage, what=what, step=step,
+        facts={**best.step.facts, "ladder": rungs},
+    )  # fmt: skip
     return _judged(job, store, link, parent, gate=True)

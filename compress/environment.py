@@ -64,6 +64,14 @@ def fingerprint(environment: Environment) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def int8_saturates(environment: Environment) -> bool:
+    """Whether sums of two products of uint8 activations and int8 weights are clipped to 16 bits on this CPU: x86's
+    `vpmaddubsw`, which ONNX Runtime uses without VNNI.
+    """
+    vnni = {"avx512_vnni", "avx_vnni", "amx_int8"}
+    return "avx2" in environment.isa and not vnni & set(environment.isa)
+
+
 def allowed_threads() -> int:
     """Threads that this process may keep busy: its CPU affinity, capped by the control group's quota; at least 1."""
     # macOS has no affinity call.

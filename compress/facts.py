@@ -133,6 +133,7 @@ def _stage_facts(link: "Link") -> dict[str, Any]:
         "curve": curve if curve["step"] else None,
         "pairing": link.facts.get("pairing", ""),
         "pruning": link.facts.get("pruning"),
+        "ladder": link.facts.get("ladder"),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compress import candidates, catalog, choice, measuring, plan, train, training_steps, units
+from compress import artifact_steps, candidates, catalog, choice, measuring, plan, train, training_steps, units
 from compress.candidates import Subject
 from compress.catalog import Entry
 from compress.choice import Candidate, Limits, Place
@@ -137,7 +137,7 @@ def _exported(
     try:
         file = candidates.float_artifact(store, subject, entry)
         if job.quantizer:
-            file = candidates.quantized_artifact(store, subject, entry, file, job.quantizer)
+            file = candidates.quantized_artifact(store, subject, entry, file, artifact_steps.plain(job.quantizer))
     except Exception as error:  # as above
         return dataclasses.replace(candidate, out=choice.CANNOT, reason=candidates.why(error)), None
     return dataclasses.replace(candidate, size_bytes=file.size_bytes, exported=True), file

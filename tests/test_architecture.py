@@ -17,7 +17,7 @@ STEPS = {"distill", "prune", "export", "evaluate", "bench"}
 # what may use steps, and is used by the command line only
 CONDUCTORS = {
     "training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "candidates", "costs", "screen",
-    "pipeline", "publish", "pruning_steps", "chain", "rehearsal", "run_measurements", "payoff",
+    "pipeline", "publish", "pruning_steps", "chain", "rehearsal", "run_measurements", "payoff", "ladder",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}
 

@@ -1,6 +1,5 @@
 """Int8: what is in the file, and that it still reads digits."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compress import augment, catalog, export, network, plan, train
+from compress import augment, bias_correction, calibrate, catalog, export, network, plan, qdq, train
+from compress.errors import UsageError
 from compress.losses import hard_label_loss
 from compress.recipe import Recipe
 from compress.store import Store
@@ -40,7 +40,12 @@ def source(splits: Splits, tmp_path_factory) -> Path:
     return folder / "model.onnx"
 
 
-@pytest.fixture(scope="module", params=catalog.names("quantizers"))
+# a ladder only turns another quantizer's knobs
+ENTRIES = [n for n in catalog.names("quantizers") if not hasattr(catalog.load("quantizers", n).module, "FIRST")]
+HARDER = "int8:calibrator=mse,equalise=true,correct_bias=true,rounding=adaptive,rounding_steps=30"
+
+
+@pytest.fixture(scope="module", params=[*ENTRIES, HARDER])
 def made(request, source: Path, splits: Splits, tmp_path_factory):
     return quantized(request.param, source, splits.calibrate.images, tmp_path_factory.mktemp("int8"))
 
@@ -107,7 +112,7 @@ def test_the_normalisation_stays_in_float(made) -> None:
 
 def test_the_contract_goes_along_and_the_file_is_valid(made, source: Path) -> None:
     old, new = onnx.load(source), onnx.load(made[0])
-    assert [(p.key, p.value) for p in new.metadata_props] == [(p.key, p.value) for p in old.metadata_props]
+    assert {p.key: p.value for p in new.metadata_props} == {p.key: p.value for p in old.metadata_props}
     assert [v.name for v in (*new.graph.input, *new.graph.output)] == ["input", "logits"]
     assert "quant" in new.producer_name
     onnx.checker.check_model(str(made[0]), full_check=True)
@@ -134,12 +139,58 @@ def test_seven_bits_use_half_of_the_range(source: Path, splits: Splits, tmp_path
     assert largest and max(largest) == 64 or max(largest) == 63
 
 
-def test_the_reader_feeds_every_image_once() -> None:
-    entry = catalog.load("quantizers", "int8")
-    images = np.arange(37 * 4, dtype=np.uint8).reshape(37, 2, 2, 1)
-    reader = entry.module._Reader(images)
-    batches = list(iter(reader.get_next, None))
-    assert [len(b["input"]) for b in batches] == [16, 16, 5]
-    got = np.concatenate([b["input"] for b in batches])
-    assert got.dtype == np.float32 and np.array_equal(np.rint(got.transpose(0, 2, 3, 1) * 255), images)
-    assert dataclasses.is_dataclass(entry.config)
+def simulated(path: Path, images: np.ndarray) -> np.ndarray:
+    """Answers by what the Quantize and Dequantize pairs say, in float: no kernel's own saturation."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"input": calibrate.as_input(images)})[0]
+
+
+def noise_share(path: Path, source: Path, images: np.ndarray) -> float:
+    expected = answers(source, images)
+    return float(((simulated(path, images) - expected) ** 2).mean() / expected.var())
+
+
+def test_layers_that_stay_in_float_do_and_unknown_ones_are_refused(source: Path, splits: Splits, tmp_path) -> None:
+    first = next(iter(qdq.layers(source)))
+    assert first == "body.conv1"
+    path, facts = quantized(f"int8:keep_float={first}", source, splits.calibrate.images[:40], tmp_path)
+    graph = onnx.load(path).graph
+    constants = {t.name: t for t in graph.initializer}
+    conv = next(node for node in graph.node if node.name in facts["float_nodes"] and node.op_type == "Conv")
+    assert constants[conv.input[1]].data_type == onnx.TensorProto.FLOAT
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UsageError, match="unknown layer `body.conv2`.*body.conv1"):
+        quantized("int8:keep_float=body.conv2", source, splits.calibrate.images[:40], tmp_path / "b")
+
+
+@pytest.mark.parametrize("weights", ["int8", "uint8"])
+def test_adaptive_rounding_comes_nearer_than_nearest(weights: str, source: Path, splits: Splits, tmp_path) -> None:
+    shares = []
+    for rounding in ("nearest", "adaptive"):
+        (tmp_path / rounding).mkdir()
+        spec = f"int8:weights={weights},reduce_range=true,rounding={rounding},rounding_steps=100"
+        path, facts = quantized(spec, source, splits.calibrate.images, tmp_path / rounding)
+        shares.append(noise_share(path, source, splits.select.images))
+    assert facts["rounded_layers"] >= 5 and facts["weights_rounded_otherwise"] > 100
+    assert shares[1] < 0.85 * shares[0]
+    stored = [layer.weight for layer in bias_correction.layers_of(onnx.load(path))]
+    limits = (-64, 64) if weights == "int8" else (0, 128)  # the library rounds 127.5 up
+    values = np.concatenate([numpy_helper.to_array(weight).ravel() for weight in stored])
+    assert limits[0] <= values.min() and values.max() <= limits[1], (values.min(), values.max())
+
+
+def test_bias_correction_takes_back_a_shift(source: Path, splits: Splits, tmp_path) -> None:
+    """A file whose biases were moved by hand is moved back, on images that it was not corrected with."""
+    path, _ = quantized("int8", source, splits.calibrate.images, tmp_path)
+    model = onnx.load(path)
+    layer = bias_correction.layers_of(model)[2]
+    moved = numpy_helper.to_array(layer.bias) + np.int32(40 / np.atleast_1d(layer.bias_scale).max() / 100)
+    layer.bias.CopyFrom(numpy_helper.from_array(moved.astype(np.int32), layer.bias.name))
+    onnx.save(model, path)
+    before = noise_share(path, source, splits.select.images)
+    qdq.prepare(source, tmp_path / "prepared.onnx")
+    facts = bias_correction.correct(tmp_path / "prepared.onnx", path, splits.calibrate.images)
+    assert facts["corrected_biases"] >= 3
+    assert noise_share(path, source, splits.select.images) < 0.5 * before

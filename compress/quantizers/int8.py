@@ -1,11 +1,8 @@
 """Static int8: QuantizeLinear/DequantizeLinear pairs, per-channel weights, ranges from real train images.
 
-    q = clip(round(x / scale) + zero_point)
-
-Weights: int8, symmetric, one scale per output channel. Activations: uint8, asymmetric, one scale per tensor, min-max
-over the calibration images. The engine is onnxruntime.quantization. U8S8 is the fast form on x86; on CPUs without VNNI
-its products may saturate, which `reduce_range` (7-bit weights) avoids. The input's own normalisation stays in float:
-images are exact in 8 bits, their normalised values are not.
+Weights: int8, symmetric, one scale per output channel. Activations: uint8, asymmetric, one scale per tensor, their
+ranges by the calibrator over the calibration images. The engine is onnxruntime.quantization. U8S8 is the fast form on
+x86; on CPUs without VNNI its products may saturate, which `reduce_range` (7-bit weights) and `weights=uint8` avoid.
 """
 
 from dataclasses import dataclass
@@ -14,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from compress import adaptive_rounding, bias_correction, calibrate, equalise, qdq
 from compress.config import knob
-from compress.progress import counter
 
 PRECISION = "int8"
 
@@ -24,56 +21,37 @@ PRECISION = "int8"
 class Config:
     per_channel: bool = knob(True, "one weight scale per output channel; per-tensor ruins depthwise layers")
     reduce_range: bool = knob(False, "7-bit weights, for x86 CPUs without VNNI")
-
-
-class _Reader:
-    """Feeds calibration images one small batch at a time, so that memory does not grow with their number."""
-
-    def __init__(self, images: np.ndarray, batch_size: int = 16):
-        self.images, self.batch_size, self.done = images, batch_size, 0
-        self.show = counter("calibrating", "images")
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        self.show(self.done, len(self.images))
-        chunk = self.images[self.done : self.done + self.batch_size]
-        self.done += len(chunk)
-        if len(chunk) == 0:
-            return None
-        return {"input": np.ascontiguousarray(chunk.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)}
+    weights: str = knob("int8", "int8: symmetric; uint8: with a zero point, never saturates", choices=("int8", "uint8"))
+    calibrator: str = knob("minmax", "the rule for ranges", choices=("minmax", "percentile", "mse", "entropy"))
+    percentile: float = knob(0.9999, "part of the values inside, for the calibrator of that name", low=0.9, high=1.0)
+    equalise: bool = knob(False, "cross-layer equalisation first: channels of one tensor are brought nearer")
+    correct_bias: bool = knob(False, "bias correction last: the mean error of each channel is taken back")
+    rounding: str = knob("nearest", "of weights; adaptive: learned for each layer", choices=("nearest", "adaptive"))
+    rounding_steps: int = knob(500, "steps of adaptive rounding for each layer", low=1, high=100_000)
+    keep_float: str = knob("", "names of layers that stay in float, joined by +")
 
 
 def apply(config: Config, source: Path, target: Path, calibration: np.ndarray, scratch: Path) -> dict[str, Any]:
     """Quantize the ONNX file `source` into `target`, calibrated on uint8 images `[N,H,W,C]`. Returns facts."""
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     prepared = scratch / "prepared.onnx"
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    graph = onnx.load(prepared).graph
-    consumers = [node for node in graph.node if "input" in node.input]
-    normalisation = {node.name for node in consumers if node.op_type == "Mul"}
-    normalisation |= {
-        node.name for node in graph.node if node.op_type == "Add" and any(n.output[0] in node.input for n in consumers)
-    }
-    quantization.quantize_static(
-        str(prepared),
-        str(target),
-        _Reader(calibration),  # type: ignore[arg-type]
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=config.per_channel,
-        reduce_range=config.reduce_range,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=sorted(normalisation),
-        calibrate_method=quantization.CalibrationMethod.MinMax,
-    )
-    source_model, quantized = onnx.load(source), onnx.load(target)
-    del quantized.metadata_props[:]
-    quantized.metadata_props.extend(source_model.metadata_props)
-    onnx.save(quantized, target)
-    return {
-        "calibration_images": len(calibration),
-        "float_nodes": sorted(normalisation),
-        "quantize_nodes": sum(node.op_type == "QuantizeLinear" for node in quantized.graph.node),
-    }
+    ranges, scheme, facts = ready(config, source, prepared, calibration)
+    kept = tuple(name for name in config.keep_float.split("+") if name)
+    facts |= qdq.write(prepared, target, ranges, scheme, keep_float=kept)
+    if config.rounding == "adaptive":
+        facts |= adaptive_rounding.round_adaptively(prepared, target, calibration, steps=config.rounding_steps, seed=0)
+    if config.correct_bias:
+        facts |= bias_correction.correct(prepared, target, calibration)
+    return facts
+
+
+def ready(
+    config: Config, source: Path, prepared: Path, calibration: np.ndarray
+) -> tuple[calibrate.Ranges, qdq.Scheme, dict[str, Any]]:
+    """What a file is written from, in float still, at `prepared`; the ranges and the scheme; facts."""
+    facts: dict[str, Any] = {"calibration_images": len(calibration)}
+    qdq.prepare(source, prepared)
+    if config.equalise:
+        facts |= equalise.equalise(prepared, prepared, calibration)
+    seen = calibrate.look(prepared, calibration, histograms=config.calibrator != "minmax")
+    scheme = qdq.Scheme(per_channel=config.per_channel, weights=config.weights, reduce_range=config.reduce_range)
+    return calibrate.ranges(seen, config.calibrator, config.percentile), scheme, facts

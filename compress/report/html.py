@@ -8,7 +8,17 @@ from string import Template
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_comparison, plots_latency, plots_pruning, plots_stages, plots_tree, svg, tables, words
+from compress.report import (
+    plots_comparison,
+    plots_ladder,
+    plots_latency,
+    plots_pruning,
+    plots_stages,
+    plots_tree,
+    svg,
+    tables,
+    words,
+)
 from compress.report.labels import Labels, labels_of, timed
 from compress.report.markup import Markup, clean, element, escape, join
 
@@ -193,6 +203,14 @@ def _stages(document: dict[str, Any], labels: Labels) -> Markup:
     return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures, pruning)
 
 
+def _ladder(document: dict[str, Any]) -> Markup | None:
+    if not document["derived"]["ladder"]:
+        return None
+    layers = plots_ladder.sensitivity(document)
+    figure = layers and _figure("What leaving one layer in float takes off the error", words.LAYERS, layers)
+    return _section("How int8 was repaired", _note(words.LADDER), tables.ladder(document), figure)
+
+
 def _choice(document: dict[str, Any]) -> Markup | None:
     choice = document.get("choice")
     if not choice:
@@ -264,6 +282,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Results", _note(words.RESULTS), tables.results(document, labels)),
         _plots(document, labels),
         _stages(document, labels),
+        _ladder(document),
         _choice(document),
         _tree(document),
         _section("Latency in detail", tables.latency_detail(document, labels)),

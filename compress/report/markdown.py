@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_pruning, plots_tree
+from compress.report import plots_ladder, plots_pruning, plots_tree
 from compress.report.markup import clean
 from compress.report.tables import parity_text
 from compress.report.words import CHOICE
@@ -171,6 +171,23 @@ def _comparison_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _ladder_lines(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in document["derived"]["ladder"]:
+        words = [row["what"]]
+        if row["word"] != "left out":
+            cost, agree = (
+                fmt.points_interval(row["cost_on_select_fraction"]),
+                fmt.percent_interval(row["agreement_fraction"]),
+            )
+            words += [f"top-1 {cost} on select", f"agrees with float on {agree}", fmt.size(row["size_bytes"])]
+            words += [f"took {fmt.duration(row['seconds'])}"]
+        lines.append(f"- **{escaped(row['rung'])}**: {row['word']}; {escaped('; '.join(words))}")
+    layers = [f"- {escaped(words)}" for words in plots_ladder.in_words(document)]
+    heading = ["", "Left in float alone, a layer would take off the error of all:", ""]
+    return [*lines, *(heading + layers if layers else [])]
+
+
 def _choice_lines(document: dict[str, Any]) -> list[str]:
     choice, lines = document["choice"], []
     for row in document["derived"]["choice"]:
@@ -211,6 +228,8 @@ def render(document: dict[str, Any]) -> str:
     parts += ["## Stages", "", *_stage_lines(document), ""]
     if lines := plots_pruning.lines(document):
         parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
+    if document["derived"]["ladder"]:
+        parts += ["## How int8 was repaired", "", *_ladder_lines(document), ""]
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:

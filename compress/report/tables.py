@@ -220,6 +220,30 @@ def artifacts(document: dict[str, Any]) -> Markup:
     return table("Artifacts", heads, rows)
 
 
+def ladder(document: dict[str, Any]) -> Markup:
+    """One row a file that the ladder tried: what it cost and gained."""
+    heads = ("rung", "how the file was made", "top-1 on select", "agrees with float", "bytes", "time", "")
+    rows, rung = [], ""
+    for row in document["derived"]["ladder"]:
+        tried = row["word"] != "left out"
+        name = element("th", row["rung"] if row["rung"] != rung else "", scope="row")
+        rung = row["rung"]
+        rows.append(
+            element(
+                "tr",
+                name,
+                element("td", row["what"], class_=None if tried else "none"),
+                number(row["cost_on_select_fraction"], fmt.points_interval) if tried else element("td", ""),
+                number(row["agreement_fraction"], fmt.percent_interval) if tried else element("td", ""),
+                element("td", fmt.size(row["size_bytes"]) if tried else "", class_="n"),
+                element("td", fmt.duration(row["seconds"]) if tried else "", class_="n"),
+                element("td", tag(row["word"])),
+                class_="primary" if row["word"] == "better" else None,
+            )
+        )
+    return table("Rungs of the int8 ladder", heads, rows)
+
+
 def choice(document: dict[str, Any]) -> Markup:
     """One row a candidate: what it costs, what a trial said of it, and why it was taken or not."""
     heads = ("candidate", "parameters", "MACs per image", "bytes", "latency, median (95 %)", "top-1 on select", "")

@@ -1,0 +1,177 @@
+"""The ladder of int8: order, what is left out and why, what is taken back, and what the report says of it."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from test_report import make_facts
+
+from compress import artifact_steps, environment, evaluate, ladder, plan, schedules
+from compress.recipe import Recipe
+from compress.report import html, markdown, plots_ladder, rows, schema
+from compress.store import Store
+
+STUDENT = "resnet_cifar:depth=8,stem=8,channels=8"
+NAMES = [rung.name for rung in ladder.RUNGS]
+
+
+@functools.cache
+def digits():
+    return plan.load_data(Recipe(), Store(Path("/nonexistent")))
+
+
+def job_of(**values) -> plan.Job:
+    torch.set_num_threads(1)
+    common = {
+        "teacher": (STUDENT,), "student": STUDENT, "kd": ("cross_entropy",), "epochs": 2, "runtimes": ("ort_cpu",),
+        "quantize": "int8_auto:rounding_steps=20,most_float=3", "max_drop": 0.0,
+    }  # fmt: skip
+    return plan.make(Recipe(**{**common, **values}), digits())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(store, the trained student's step, its file)."""
+    root = tmp_path_factory.mktemp("store")
+    (root / "steps").mkdir()
+    store, job = Store(root), job_of()
+    (student,) = schedules.students(job, store, ())
+    exported = artifact_steps.export_step(job, store, "distilled", student.step)
+    path = exported.folder / "model.onnx"
+    return store, student.step, artifact_steps.onnx_artifact(job, "distilled", path, "float32", exported.facts)
+
+
+@pytest.fixture(scope="module")
+def climbed(made):
+    """The whole ladder, since nothing is ever good enough, on a CPU whose products saturate."""
+    store, student, parent = made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "drop_points", lambda counts: 1.0)
+        patch.setattr(environment, "int8_saturates", lambda found: True)
+        return ladder.climb(job_of(), store, parent, student)
+
+
+@pytest.mark.slow
+def test_every_rung_is_tried_in_order_and_the_best_file_wins(climbed) -> None:
+    best, records = climbed
+    assert [record["rung"] for record in records] == NAMES and not any(record["left_out"] for record in records)
+    tried = {record["rung"]: record["tried"] for record in records}
+    assert [row["knobs"]["calibrator"] for row in tried["better calibrator"]] == ["percentile", "mse", "entropy"]
+    assert tried["per-channel min-max"][0]["knobs"] == {}
+    assert all(row["reestimated"] for row in tried["BatchNorm re-estimation"])
+    assert [row["layers"] for row in tried["sensitive layers in float"]][0] and len(
+        tried["sensitive layers in float"]
+    ) == 2
+    every = [(row["correct"], row["agree"]) for record in records for row in record["tried"]]
+    assert best.worth == max(every)
+    standing: dict = {}
+    for record in records:
+        for row in record["tried"]:
+            assert standing.items() <= row["knobs"].items(), "each is tried on top of what helped, and of nothing else"
+            assert len(row["knobs"]) - len(standing) <= 2
+        if record["helped"]:
+            standing = max(record["tried"], key=lambda row: (row["correct"], row["agree"]))["knobs"]
+    assert standing == best.how.knobs
+
+
+@pytest.mark.slow
+def test_layers_are_ordered_by_what_they_take_off_the_error(climbed) -> None:
+    found = next(record["layers"] for record in climbed[1] if "layers" in record)
+    shares = [row["noise_share"] for row in found["layers"]]
+    assert shares == sorted(shares) and len(shares) == 8
+    assert shares[0] < found["noise_share"], "the most sensitive layer takes something off"
+    assert {row["layer"] for row in found["layers"]} >= {"body.conv1", "body.linear"}
+
+
+@pytest.mark.slow
+def test_a_ladder_climbed_again_makes_nothing(climbed, made, monkeypatch) -> None:
+    store, student, parent = made
+    monkeypatch.setattr(evaluate, "drop_points", lambda counts: 1.0)
+    monkeypatch.setattr(environment, "int8_saturates", lambda found: True)
+    before = {folder for folder, *_ in store.entries()}
+    best, records = ladder.climb(job_of(), store, parent, student)
+    assert {folder for folder, *_ in store.entries()} == before
+    assert records == climbed[1] and best.artifact == climbed[0].artifact
+
+
+def test_it_stops_at_the_first_file_that_costs_no_more_than_allowed(made) -> None:
+    store, student, parent = made
+    best, records = ladder.climb(job_of(max_drop=100.0), store, parent, student)
+    assert [record["rung"] for record in records] == NAMES[:1] and best.how.knobs == {}
+
+
+def test_rungs_that_cannot_be_tried_say_why(made, monkeypatch) -> None:
+    store, _, parent = made
+    monkeypatch.setattr(evaluate, "drop_points", lambda counts: 1.0)
+    monkeypatch.setattr(environment, "int8_saturates", lambda found: False)
+    job = job_of(quantize="int8_auto:rounding_steps=20,most_float=0")
+    _, records = ladder.climb(job, store, parent, None)
+    reasons = {record["rung"]: record["left_out"] for record in records if record["left_out"]}
+    print(reasons)
+    assert list(reasons) == ["BatchNorm re-estimation", "weights that cannot saturate", "sensitive layers in float"]
+    assert "only a file" in reasons["BatchNorm re-estimation"]
+
+
+def test_weights_on_the_grid_are_rounded_by_output_channel() -> None:
+    weight = torch.randn(6, 3, 3, 3)
+    found = ladder.on_grid(weight)
+    scale = weight.flatten(1).abs().amax(1) / 127
+    levels = found / scale.reshape(-1, 1, 1, 1)
+    assert torch.allclose(levels, levels.round(), atol=1e-3) and levels.abs().max() <= 127.001
+    assert (found - weight).abs().max() <= 0.501 * scale.max()
+    assert torch.equal(ladder.on_grid(torch.zeros(2, 1, 1, 1)), torch.zeros(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("isa", "saturates"),
+    [(("avx2",), True), (("avx2", "avx512f"), True), (("avx2", "avx_vnni"), False), (("neon",), False)],
+)
+def test_products_saturate_on_x86_without_vnni(isa: tuple[str, ...], saturates: bool) -> None:
+    found = dataclasses.replace(environment.capture(), isa=isa)
+    assert environment.int8_saturates(found) is saturates
+
+
+def row(**values):
+    return {
+        "knobs": {}, "reestimated": False, "n": 100, "correct": 90, "parent_correct": 95, "parent_only": 7,
+        "this_only": 2, "agree": 91, "size_bytes": 50_000, "seconds": 3.0, "layers": [], **values,
+    }  # fmt: skip
+
+
+def test_the_report_shows_every_rung() -> None:
+    facts = make_facts()
+    layers = [{"layer": f"body.<b>{i}", "noise_share": 0.01 + 0.01 * i} for i in range(3)]
+    kept = row(knobs={"keep_float": "body.<b>0"}, layers=["body.<b>0"], correct=95, agree=97)
+    stage = next(s for s in facts["stages"] if s["name"] == "int8")
+    stage["ladder"] = [
+        {"rung": "per-channel min-max", "tried": [row()], "left_out": "", "helped": True},
+        {"rung": "BatchNorm re-estimation", "tried": [], "left_out": "it has <none>", "helped": False},
+        {"rung": "better calibrator", "tried": [row(knobs={"calibrator": "mse"})], "left_out": "", "helped": False},
+        {"rung": "sensitive layers in float", "tried": [kept], "left_out": "", "helped": True,
+         "layers": {"noise_share": 0.04, "layers": layers}},
+    ]  # fmt: skip
+    schema.validate(facts)
+    document = {**facts, "derived": rows.derive(facts)}
+    found = document["derived"]["ladder"]
+    assert [r["word"] for r in found] == ["better", "left out", "no better", "better"]
+    assert found[0]["cost_on_select_fraction"]["value"] == pytest.approx(-0.05)
+    assert found[3]["what"] == "in float: <b>0" and found[0]["what"] == "min-max"
+    assert plots_ladder.in_words(document)[0] == "<b>0: 75% of the error, stays in float"
+    page = html.render(document)
+    assert "How int8 was repaired" in page and "<b>0" not in page and "it has &lt;none&gt;" in page
+    text = markdown.render(document)
+    assert "How int8 was repaired" in text and "75% of the error" in text
+
+
+def test_without_a_ladder_the_report_says_nothing_of_it() -> None:
+    facts = make_facts()
+    document = {**facts, "derived": rows.derive(facts)}
+    assert document["derived"]["ladder"] == [] and plots_ladder.sensitivity(document) is None
+
+
+def test_the_plain_quantizer_stands_for_the_ladder_where_nothing_is_trained() -> None:
+    job = job_of()
+    assert artifact_steps.plain(job.quantizer).name == "int8"
+    assert artifact_steps.plain(job_of(quantize="int8").quantizer).name == "int8"
