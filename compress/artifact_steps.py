@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress import bench, catalog, environment, export, randomness, train
+from compress import bench, catalog, environment, export, qdq, randomness, train
 from compress import network as net
 from compress.catalog import Entry
 from compress.environment import versions
@@ -22,7 +22,7 @@ from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"export": 2, "ensemble": 1, "quantize": 1, "answers": 1}
+VERSIONS = {"export": 2, "ensemble": 1, "quantize": 2, "answers": 1}
 
 
 def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
@@ -162,10 +162,12 @@ def quantized(store: Store, quantizer: Entry, parent: Artifact, calibrate: Datas
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         facts = quantizer.module.apply(quantizer.config, parent.path, path, calibrate.images, scratch)
+        notes = qdq.notes(path, scratch) if quantizer.module.PRECISION == "int8" else []
         for leftover in scratch.iterdir():
             leftover.unlink()
         scratch.rmdir()
-        return {**facts, "digest": file_digest(path), "parameters": parent.parameters, "macs": parent.macs}
+        about = {"digest": file_digest(path), "parameters": parent.parameters, "macs": parent.macs}
+        return {**facts, **about, "notes": notes}
 
     return store.step("quantize", parts, make, say)
 

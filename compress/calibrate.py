@@ -87,7 +87,8 @@ class Outputs:
 
         # shape inference returns a copy: the model that was given stays as it is
         model = shape_inference.infer_shapes(onnx.load(source) if isinstance(source, Path) else source)
-        self.input = model.graph.input[0].name
+        taken = image_input(model.graph)
+        self.input = taken.name
         typed = {v.name: v.type.tensor_type for v in (*model.graph.value_info, *model.graph.output)}
         made = [name for node in model.graph.node for name in node.output]
         self.names = tuple(
@@ -98,7 +99,8 @@ class Outputs:
             onnx.helper.make_empty_tensor_value_info(name) for name in self.names if name not in there
         )
         sizes = [_elements(typed[name]) for name in self.names if name in typed]
-        self.batch_size = max(1, min(MOST_IN_A_BATCH, BATCH_BYTES // max(1, 4 * sum(sizes))))
+        few = max(1, min(MOST_IN_A_BATCH, BATCH_BYTES // max(1, 4 * sum(sizes))))
+        self.batch_size = taken.type.tensor_type.shape.dim[0].dim_value or few
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
@@ -106,8 +108,11 @@ class Outputs:
 
     def of(self, images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """For each batch of uint8 images `[N,H,W,C]` the tensors by name, the input among them."""
+        fixed = isinstance(self.session.get_inputs()[0].shape[0], int)
         for start in range(0, len(images), self.batch_size):
             given = as_input(images[start : start + self.batch_size])
+            if fixed and len(given) < self.batch_size:  # a file of one batch size gets full batches
+                given = np.concatenate([given, np.repeat(given[-1:], self.batch_size - len(given), axis=0)])
             found = self.session.run(list(self.names), {self.input: given})
             yield {self.input: given, **dict(zip(self.names, found, strict=True))}
 
@@ -117,11 +122,19 @@ def answers(path: Path, images: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    parts = [
-        session.run(None, {session.get_inputs()[0].name: as_input(images[start : start + MOST_IN_A_BATCH])})[0]
-        for start in range(0, len(images), MOST_IN_A_BATCH)
-    ]
-    return np.concatenate(parts)
+    taken = session.get_inputs()[0]
+    step = taken.shape[0] if isinstance(taken.shape[0], int) else MOST_IN_A_BATCH
+    parts = []
+    for start in range(0, len(images), step):
+        chunk = images[np.minimum(np.arange(start, start + step), len(images) - 1)]  # full batches, the last repeated
+        parts.append(session.run(None, {taken.name: as_input(chunk)})[0])
+    return np.concatenate(parts)[: len(images)]
+
+
+def image_input(graph: Any) -> Any:
+    """The graph's input that is no weight: old files list those as inputs too."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return next(value for value in graph.input if value.name not in weights)
 
 
 def as_input(images: np.ndarray) -> np.ndarray:

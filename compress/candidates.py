@@ -31,7 +31,7 @@ TIMED_IMAGES = bench.POOL_SIZE
 # images that ranges come from: they move a quantized file's zero points, which are numbers of one byte or two
 RANGE_IMAGES = 16
 # least bytes of a weight in a file of that precision
-WEIGHT_BYTES = {"float32": 4, "int8": 1}
+WEIGHT_BYTES = {"float32": 4, "float16": 2, "int8": 1, "int8_weights": 1}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import artifact_steps, estimate, evaluate, ladder, pruning_steps, rehearsal, schedules, training_steps
-from compress.plan import Job
+from compress.plan import Job, warn_of_few_images
 from compress.progress import say
 from compress.store import Step, Store
 from compress.types import Artifact
@@ -165,13 +165,15 @@ def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) ->
 def _quantized(job: Job, store: Store, parent: Link) -> Link:
     assert job.quantizer
     say("quantize")
+    warn_of_few_images(job)
     if hasattr(job.quantizer.module, "FIRST"):
         return _climbed(job, store, parent)
     step = artifact_steps.quantize_step(job, store, parent.artifact)
     precision = job.quantizer.module.PRECISION
     artifact = artifact_steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
     say(f"  {artifact.stage}: {artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
-    what = f"{job.quantizer.label}, calibrated on {step.facts['calibration_images']} train images"
+    images = step.facts["calibration_images"]
+    what = job.quantizer.label + (f", calibrated on {images} train images" if images else "")
     link = Link(artifact=artifact, parent=parent.artifact.stage, what=what, step=step, facts=step.facts)
     return _judged(job, store, link, parent, gate=True)
 

@@ -129,7 +129,10 @@ def _stage_facts(link: "Link") -> dict[str, Any]:
         },
         "decision": "kept" if link.kept else "dropped",
         "reason": link.reason,
-        "events": [*link.facts.get("execution", []), *(e for phase in phases.values() for e in phase["events"])],
+        "events": [
+            *(text for key in ("execution", "notes") for text in link.facts.get(key, [])),
+            *(e for phase in phases.values() for e in phase["events"]),
+        ],
         "curve": curve if curve["step"] else None,
         "pairing": link.facts.get("pairing", ""),
         "pruning": link.facts.get("pruning"),

@@ -10,6 +10,7 @@ import numpy as np
 
 from compress import __version__, bench, environment, evaluate, facts, recipe
 from compress.errors import CompressError, InputRejected, UsageError
+from compress.runtimes.ort_cpu import TOLERANCE
 from compress.store import digest, file_digest, read_json
 from compress.types import Artifact, Dataset
 
@@ -37,7 +38,7 @@ def open_onnx(path: Path, scratch: Path) -> Artifact:
         path=path,
         digest=file_digest(path),
         format="onnx",
-        precision="int8" if "onnx.quantize" in found["producer"] else "float32",
+        precision=_precision(found),
         stage=path.stem,
         size_bytes=path.stat().st_size,
         parameters=0,
@@ -45,6 +46,12 @@ def open_onnx(path: Path, scratch: Path) -> Artifact:
         input_shape=tuple(shape[1:]),
         class_names=_class_names(path, found["metadata"], outputs[0]["shape"][1]),
     )
+
+
+def _precision(found: dict[str, Any]) -> str:
+    """What the file says; int8 where onnxruntime.quantization made it."""
+    said = found["metadata"].get("compress.precision", "")
+    return said if said in TOLERANCE else "int8" if "onnx.quantize" in found["producer"] else "float32"
 
 
 def _class_names(path: Path, metadata: dict[str, str], classes: Any) -> tuple[str, ...]:
@@ -144,7 +151,6 @@ def verify(folder: Path, scratch: Path) -> list[tuple[str, str]]:
     Raises InputRejected when a file is not the manifest's, CompressError when an answer differs: by another top-1, or
     by more than the runtime's tolerance of the logits' spread.
     """
-    from compress.runtimes.ort_cpu import TOLERANCE
 
     rows = []
     for artifact in open_run(folder)[0]:

@@ -261,12 +261,22 @@ def describe(job: Job) -> list[str]:
             + (f" in {recipe.prune_steps} steps" if recipe.prune_steps > 1 else "")
         )
     if job.quantizer:
-        lines.append(f"quantize {job.quantizer.label}, calibrated on {len(splits.calibrate.labels)} train images")
+        calibrated = f", calibrated on {len(splits.calibrate.labels)} train images"
+        lines.append(f"quantize {job.quantizer.label}" + calibrated * getattr(job.quantizer.module, "CALIBRATES", True))
     lines.append(
         f"measure  {', '.join(recipe.runtimes)}; tier {recipe.tier}; threads {', '.join(recipe.threads)}; "
         f"seed {recipe.seed}"
     )
     return lines
+
+
+def warn_of_few_images(job: Job) -> None:
+    """Ranges of few images are no more than theirs."""
+    count = len(job.splits.calibrate.labels)
+    if getattr(job.quantizer and job.quantizer.module, "CALIBRATES", True) and count < dataset.MIN_CALIBRATION_IMAGES:
+        progress.say(
+            f"warning: only {count} images to calibrate with; {dataset.MIN_CALIBRATION_IMAGES} give steadier ranges"
+        )
 
 
 def pruning_words(recipe: Recipe, pruner: Entry) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.calibrate import Ranges
+from compress.calibrate import Ranges, image_input
 from compress.errors import unknown
 
+PRECISION_KEY = "compress.precision"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -49,7 +50,7 @@ def normalisation(path: Path) -> tuple[str, ...]:
     import onnx
 
     graph = onnx.load(path).graph
-    constants, value = {t.name for t in graph.initializer}, graph.input[0].name
+    constants, value = {t.name for t in graph.initializer}, image_input(graph).name
     names: list[str] = []
     while True:
         readers = [node for node in graph.node if value in node.input]
@@ -64,8 +65,8 @@ def normalisation(path: Path) -> tuple[str, ...]:
 def layers(path: Path) -> dict[str, str]:
     """What each layer is called, in the order of the graph, and the name of its node.
 
-    A layer is called as its weight is, which is the module's path in files of this project; as its node is, where
-    several read the same weight.
+    A layer is called as its weight is, which is the module's path in files of this project; by its number, where
+    several read the same weight or the name could not be written in a list.
     """
     import onnx
 
@@ -76,7 +77,8 @@ def layers(path: Path) -> dict[str, str]:
         weights = [name for name in node.input if name in constants] if node.op_type in WEIGHTED else []
         if weights:
             label = weights[0].removesuffix(".weight")
-            found[label if label not in found else node.name] = node.name
+            plain = label not in found and not set(label) & set(",+ \t\n")
+            found[label if plain else f"layer-{len(found) + 1}"] = node.name
     return found
 
 
@@ -116,13 +118,73 @@ def write(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized = quantizer.model.model
-    # what the library notes for itself is not of the file
-    notes = [entry for entry in quantized.metadata_props if entry.key.startswith("onnx.")]
-    for entry in notes:
-        quantized.metadata_props.remove(entry)
     quantized.producer_name = "onnx.quantize"
-    onnx.save(quantized, target)
+    finish(quantized, target, "int8")
     return {
         "float_nodes": sorted(left_out),
         "quantize_nodes": sum(node.op_type == "QuantizeLinear" for node in quantized.graph.node),
     }
+
+
+def finish(model: Any, target: Path, precision: str) -> None:
+    """Write the model to `target`, its precision among its metadata, and nothing of what libraries noted there."""
+    import onnx
+
+    for entry in [e for e in model.metadata_props if e.key.startswith("onnx.") or e.key == PRECISION_KEY]:
+        model.metadata_props.remove(entry)
+    model.metadata_props.add(key=PRECISION_KEY, value=precision)
+    onnx.save(model, target)
+
+
+def in_float(path: Path) -> dict[str, int]:
+    """The operators that stayed in float, and how many of each, of a file that was written here."""
+    import numpy as np
+    import onnx
+
+    graph = onnx.load(path).graph
+    dequantized = {n for node in graph.node if node.op_type == "DequantizeLinear" for n in node.output}
+    constants = {t.name for t in graph.initializer}
+    kinds = [
+        node.op_type
+        for node in graph.node
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+        and not any(name in dequantized for name in node.input)
+        and set(node.input) - constants
+    ]
+    names, counts = np.unique(kinds, return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+INT8_KERNELS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+
+
+def kernels(path: Path, scratch: Path) -> dict[str, int]:
+    """What ONNX Runtime makes of a file on this CPU: `int8` and `float` layers, and `conversions`, the Quantize and
+    Dequantize nodes that its fusion has left.
+    """
+    import onnx
+    import onnxruntime
+
+    optimised = scratch / "optimised.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimised)
+    options.log_severity_level = 3  # it warns that such a file belongs to one machine, which is what it is here for
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(optimised).graph.node]
+    return {
+        "int8": sum(kind in INT8_KERNELS for kind in kinds),
+        "float": sum(kind in FLOAT_KERNELS for kind in kinds),
+        "conversions": sum(kind in ("QuantizeLinear", "DequantizeLinear") for kind in kinds),
+    }
+
+
+def notes(path: Path, scratch: Path) -> list[str]:
+    """What a reader of the report should know of an int8 file: which kernels run it, and what stayed in float."""
+    found = kernels(path, scratch)
+    said = [
+        f"{found['int8']} of {found['int8'] + found['float']} layers run as int8 kernels in ort_cpu, with "
+        f"{found['conversions']} conversions between int8 and float"
+    ]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in in_float(path).items())
+    return [*said, f"stayed in float: {kinds}"] if kinds else said

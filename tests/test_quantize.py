@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compress import augment, bias_correction, calibrate, catalog, export, network, plan, qdq, train
-from compress.errors import UsageError
+from compress import augment, bias_correction, calibrate, catalog, export, files, network, plan, qdq, train
+from compress.errors import CompressError, UsageError
 from compress.losses import hard_label_loss
 from compress.recipe import Recipe
 from compress.store import Store
@@ -47,6 +47,11 @@ HARDER = "int8:calibrator=mse,equalise=true,correct_bias=true,rounding=adaptive,
 
 @pytest.fixture(scope="module", params=[*ENTRIES, HARDER])
 def made(request, source: Path, splits: Splits, tmp_path_factory):
+    return (*quantized(request.param, source, splits.calibrate.images, tmp_path_factory.mktemp("made")), request.param)
+
+
+@pytest.fixture(scope="module", params=["int8", HARDER])
+def int8(request, source: Path, splits: Splits, tmp_path_factory):
     return quantized(request.param, source, splits.calibrate.images, tmp_path_factory.mktemp("int8"))
 
 
@@ -75,8 +80,8 @@ def test_the_answers_stay(made, source: Path, splits: Splits) -> None:
     assert answers(made[0], images[:1]).shape == (1, 10)
 
 
-def test_weights_are_int8_with_a_scale_per_channel_and_no_zero_point(made) -> None:
-    graph = onnx.load(made[0]).graph
+def test_weights_are_int8_with_a_scale_per_channel_and_no_zero_point(int8) -> None:
+    graph = onnx.load(int8[0]).graph
     tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     makers = {o: node for node in graph.node for o in node.output}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
@@ -93,30 +98,36 @@ def test_weights_are_int8_with_a_scale_per_channel_and_no_zero_point(made) -> No
         assert tensors[read[0].input[1]].size == 1 and tensors[read[0].input[2]].dtype == np.uint8
 
 
-def test_every_layers_output_is_quantized_or_fused(made) -> None:
-    graph = onnx.load(made[0]).graph
+def test_every_layers_output_is_quantized_or_fused(int8) -> None:
+    graph = onnx.load(int8[0]).graph
     kinds = [node.op_type for node in graph.node]
-    assert kinds.count("QuantizeLinear") == made[1]["quantize_nodes"] >= 8
+    assert kinds.count("QuantizeLinear") == int8[1]["quantize_nodes"] >= 8
 
 
-def test_the_normalisation_stays_in_float(made) -> None:
-    graph = onnx.load(made[0]).graph
+def test_the_normalisation_stays_in_float(int8) -> None:
+    graph = onnx.load(int8[0]).graph
     readers = [node for node in graph.node if "input" in node.input]
     assert [node.op_type for node in readers] == ["Mul"], "the input is not quantized"
     (after,) = [node for node in graph.node if readers[0].output[0] in node.input]
-    assert after.op_type == "Add" and {readers[0].name, after.name} <= set(made[1]["float_nodes"])
+    assert after.op_type == "Add" and {readers[0].name, after.name} <= set(int8[1]["float_nodes"])
     floats = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert {*readers[0].input, *after.input} - {"input", readers[0].output[0]} <= floats
-    assert len(made[1]["float_nodes"]) == 2
+    assert len(int8[1]["float_nodes"]) == 2
 
 
-def test_the_contract_goes_along_and_the_file_is_valid(made, source: Path) -> None:
+def precision_of(made) -> str:
+    return catalog.load("quantizers", made[2]).module.PRECISION
+
+
+def test_the_contract_goes_along_and_the_file_is_valid(made, source: Path, splits: Splits, tmp_path) -> None:
     old, new = onnx.load(source), onnx.load(made[0])
-    assert {p.key: p.value for p in new.metadata_props} == {p.key: p.value for p in old.metadata_props}
+    said = {p.key: p.value for p in new.metadata_props}
+    assert said == {p.key: p.value for p in old.metadata_props} | {"compress.precision": precision_of(made)}
     assert [v.name for v in (*new.graph.input, *new.graph.output)] == ["input", "logits"]
-    assert "quant" in new.producer_name
     onnx.checker.check_model(str(made[0]), full_check=True)
-    assert made[1]["calibration_images"] == 512
+    assert made[1]["calibration_images"] == (512 if precision_of(made) == "int8" else 0)
+    artifact = files.open_onnx(made[0], tmp_path)
+    assert artifact.precision == precision_of(made) and artifact.class_names == splits.train.class_names
     assert str(Path.home()).encode() not in made[0].read_bytes() and b"/tmp/" not in made[0].read_bytes()
 
 
@@ -194,3 +205,54 @@ def test_bias_correction_takes_back_a_shift(source: Path, splits: Splits, tmp_pa
     facts = bias_correction.correct(tmp_path / "prepared.onnx", path, splits.calibrate.images)
     assert facts["corrected_biases"] >= 3
     assert noise_share(path, source, splits.select.images) < 0.5 * before
+
+
+@pytest.mark.parametrize(("spec", "share", "spread"), [("float16", 0.6, 0.02), ("int8_weights", 0.5, 0.1)])
+def test_smaller_numbers_make_smaller_files_with_the_same_answers(
+    spec: str, share: float, spread: float, source: Path, splits: Splits, tmp_path
+) -> None:
+    path, _ = quantized(spec, source, splits.calibrate.images, tmp_path)
+    assert path.stat().st_size < share * source.stat().st_size
+    expected, got = answers(source, splits.select.images), answers(path, splits.select.images)
+    assert np.abs(expected - got).max() < spread * (expected.max() - expected.min())
+    for runtime in ("ort_cpu", "ort_cuda"):
+        tolerance = catalog.load("runtimes", runtime).module.TOLERANCE
+        assert tolerance[catalog.load("quantizers", spec).module.PRECISION] == spread
+
+
+def test_eight_bit_weights_are_the_nearest_to_what_they_were(source: Path, splits: Splits, tmp_path) -> None:
+    path, facts = quantized("int8_weights", source, splits.calibrate.images, tmp_path)
+    assert facts["quantized_weights"] == 8
+    before = {t.name: numpy_helper.to_array(t) for t in onnx.load(source).graph.initializer}
+    after = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    weight, levels, scale = (
+        before["body.conv1.weight"],
+        after["body.conv1.weight.int8"],
+        after["body.conv1.weight.scale"],
+    )
+    assert np.abs(levels).max(axis=(1, 2, 3)).tolist() == [127] * len(levels)
+    assert np.abs(levels * scale.reshape(-1, 1, 1, 1) - weight).max() <= 0.501 * scale.max()
+
+
+def test_a_weight_that_float16_cannot_hold_is_an_error(source: Path, splits: Splits, tmp_path) -> None:
+    model = onnx.load(source)
+    tensor = next(t for t in model.graph.initializer if t.name == "body.conv1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), tensor.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(CompressError, match="body.conv1.weight holds .* which float16 cannot") as caught:
+        quantized("float16", tmp_path / "large.onnx", splits.calibrate.images, tmp_path)
+    print(caught.value)
+
+
+def test_every_layer_runs_as_an_int8_kernel(int8, tmp_path) -> None:
+    found = qdq.kernels(int8[0], tmp_path)
+    assert found["float"] == 0 and found["int8"] == 8
+    # into int8 after the normalisation, out of it at the end, and around what the shortcuts without weights pad
+    assert found["conversions"] == 8
+    said = qdq.notes(int8[0], tmp_path)
+    assert said[0].startswith("8 of 8 layers run as int8 kernels") and "1 Add, 1 Mul" in said[1]
+
+
+def test_a_layer_in_float_is_counted_as_one(source: Path, splits: Splits, tmp_path) -> None:
+    path, _ = quantized("int8:keep_float=body.conv1", source, splits.calibrate.images[:40], tmp_path)
+    assert qdq.kernels(path, tmp_path)["float"] == 1 and "1 Conv" in qdq.notes(path, tmp_path)[1]

@@ -24,6 +24,7 @@ COMMANDS = commands()
 # what only reads: run as it stands
 READERS = [c for c in COMMANDS if c.split()[1] in ("list", "doctor", "verify", "eval", "bench", "report", "store")]
 RUNS = [c for c in COMMANDS if c.startswith("compress run")]
+QUANTIZES = [c for c in COMMANDS if c.startswith("compress quantize")]
 
 
 def run(command: str, monkeypatch) -> int:
@@ -36,7 +37,7 @@ def run(command: str, monkeypatch) -> int:
 
 def test_every_command_is_known():
     assert len(READERS) >= 7 and len(RUNS) >= 3
-    assert set(COMMANDS) == {*READERS, *RUNS, "make demo", "make test"}
+    assert set(COMMANDS) == {*READERS, *RUNS, *QUANTIZES, "make demo", "make test"} and QUANTIZES
 
 
 @pytest.mark.slow
@@ -46,6 +47,16 @@ def test_command_works(command, monkeypatch, tmp_path, capsys):
     assert run(command, monkeypatch) == 0
     captured = capsys.readouterr()
     assert captured.out or captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", QUANTIZES)
+def test_a_file_is_quantized(command, monkeypatch, tmp_path, capsys):
+    """With the file and the images that are here."""
+    monkeypatch.setenv("COMPRESS_STORE", str(tmp_path / "store"))
+    here = command.replace("model.onnx", "models/digits-mobilenet/student.onnx").replace("PHOTOS", "digits")
+    assert run(f"{here} --out {tmp_path / 'out.onnx'}", monkeypatch) == 0
+    assert (tmp_path / "out.onnx").exists() and "report images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", RUNS)

@@ -9,7 +9,7 @@ import numpy as np
 REQUIRES = "onnxruntime-gpu[cuda,cudnn]>=1.21"
 FORMAT = "onnx"
 # As for ort_cpu; TensorFloat-32, which keeps 10 bits of the mantissa, is switched off below.
-TOLERANCE = {"float32": 1e-3, "int8": 0.25}
+TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
 
 _PROVIDER = "CUDAExecutionProvider"
 

@@ -1,0 +1,179 @@
+"""What int8 costs and gains on mobile networks: the float file, onnxruntime's own defaults, and the ladder.
+
+Each network is distilled from resnet56 on CIFAR-10 images for a few epochs, exported, and quantized twice: by
+`quantize_static` as the library has it, and by `--quantize int8_auto`. Top-1 is counted on all test images by the files
+in ort_cpu, paired with the float file's; speed is that over the float file, paired by round. A script that was stopped
+goes on: finished steps come from the store, finished networks from the record. INT8.md is made from the record by
+`int8.py --page`.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import record
+from experiments import cifar10
+from learning import fewer
+from onnxruntime import quantization
+from pruning import artifact_of
+
+from compress import (
+    artifact_steps,
+    calibrate,
+    environment,
+    evaluate,
+    ladder,
+    payoff,
+    plan,
+    qdq,
+    recipe,
+    schedules,
+    stats,
+    training_steps,
+)
+from compress.plan import Job
+from compress.progress import say
+from compress.report.rows_ladder import ladder_rows
+from compress.store import Store, file_digest, read_json, write_atomic, write_json
+from compress.types import Artifact
+
+STUDENTS = (
+    "mobilenet_v1:width=0.5", "mobilenet", "mobilenet_v3_small", "shufflenet_v1:width=0.5", "shufflenet", "squeezenet",
+    "mnasnet", "resnet8", "resnet20",
+)  # fmt: skip
+MOST_LOST_POINTS = 0.5
+PAGE = Path(__file__).with_name("INT8.md")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="*", default=STUDENTS, help="networks [all that are listed]")
+    parser.add_argument("--page", action="store_true", help="only write INT8.md, from the record")
+    parser.add_argument("--data", default="", help="folder of CIFAR-10's images")
+    parser.add_argument("--teacher-checkpoint", default="", help="weights of the resnet56 teacher")
+    parser.add_argument("--images", type=int, default=4000, help="train images, even over the classes")
+    parser.add_argument("--epochs", type=int, default=8, help="of distillation")
+    parser.add_argument("--tier", default="quick", help="of the benchmark")
+    parser.add_argument("--record", type=Path, default=record.RECORDS / "int8.json", help="file to write")
+    return parser.parse_args()
+
+
+def job_of(options: argparse.Namespace, store: Store, student: str) -> Job:
+    values = {
+        **cifar10(options.data, options.teacher_checkpoint), "student": student, "epochs": options.epochs,
+        "kd": ["kd"], "tier": options.tier, "runtimes": ["ort_cpu"], "max_drop": MOST_LOST_POINTS,
+        "quantize": "int8_auto",
+    }  # fmt: skip
+    wanted = recipe.from_values(values)
+    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+
+
+class Reader(quantization.CalibrationDataReader):
+    """The calibration images, as the library asks for them."""
+
+    def __init__(self, images: Any):
+        self.batches = iter(calibrate.as_input(images[i : i + 16]) for i in range(0, len(images), 16))
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"input": batch}
+
+
+def by_default(job: Job, parent: Artifact, folder: Path) -> Artifact:
+    """What `quantize_static` makes when it is given nothing but the file and the images."""
+    path = folder / "naive.onnx"
+    qdq.prepare(parent.path, folder / "prepared.onnx")
+    quantization.quantize_static(folder / "prepared.onnx", path, Reader(job.splits.calibrate.images))
+    facts = {"digest": file_digest(path), "parameters": parent.parameters, "macs": parent.macs}
+    return artifact_steps.onnx_artifact(job, "naive", path, "int8", facts)
+
+
+def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, Any]:
+    job = job_of(options, store, name)
+    teachers = (training_steps.teacher_step(job, store, 0),)
+    (student,) = [one.step for one in schedules.students(job, store, teachers)]
+    parent, report = artifact_of(job, store, "float", student), job.splits.report
+    expected = artifact_steps.answers_step(job, store, parent, "ort_cpu", report)
+    row = {
+        "student": name, "parameters": parent.parameters, "float_bytes": parent.size_bytes,
+        "float": evaluate.counts(expected, report.labels),
+    }  # fmt: skip
+    best, rungs = ladder.climb(job, store, parent, student)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, file in (("naive", by_default(job, parent, Path(folder))), ("ladder", best.artifact)):
+            logits = artifact_steps.answers_step(job, store, file, "ort_cpu", report)
+            row[kind] = {
+                "counts": evaluate.counts(logits, report.labels, expected), "size_bytes": file.size_bytes,
+                "speedup": payoff.speedup(job, store, parent, file), "kernels": qdq.kernels(file.path, Path(folder)),
+            }  # fmt: skip
+    return {**row, "rungs": rungs, "select": best.counts}
+
+
+def lost_points(counts: dict[str, Any]) -> tuple[float, float, float]:
+    """(estimate, low, high) of the top-1 lost against the float file, in points, on the same images."""
+    gain, low, high = stats.paired_difference(counts["baseline_only"], counts["this_only"], counts["n"])
+    return -100 * gain, -100 * high, -100 * low
+
+
+def holds(rows: list[dict[str, Any]]) -> bool:
+    return all(lost_points(row["ladder"]["counts"])[0] <= MOST_LOST_POINTS for row in rows)
+
+
+def page(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    clips = "are clipped to 16 bits" if found["saturates"] else "are not clipped"
+    parts = [
+        "# What int8 costs and gains here", "",
+        f"Made by `int8.py --page` from `records/int8.json`: {found['images']} train images, {found['epochs']} epochs "
+        "of distillation from resnet56, top-1 of the files in ort_cpu on CIFAR-10's test images, one seed. Points are "
+        "lost against the float file on the same images (95 %); speed-ups are over the float file, paired by round.",
+        "", f"{machine['cpu_model']}: sums of two int8 products {clips} there. `naive` is onnxruntime's "
+        f"`quantize_static` with its defaults; the ladder was allowed {MOST_LOST_POINTS:g} points on `select`.", "",
+        "| network | float top-1 % | naive: points lost | ladder: points lost | rungs that helped | bytes, float to "
+        "ladder | speed-up of the ladder's file | int8 layers |",
+        "| --- | ---: | --- | --- | --- | --- | --- | ---: |",
+    ]  # fmt: skip
+    for row in found["rows"]:
+        lost = ["{:.2f} ({:.2f} to {:.2f})".format(*lost_points(row[kind]["counts"])) for kind in ("naive", "ladder")]
+        helped = [r["what"] for r in ladder_rows({"stages": [{"ladder": row["rungs"]}]}) if r["word"] == "better"]
+        speed, ran = row["ladder"]["speedup"], row["ladder"]["kernels"]
+        parts.append(
+            f"| `{row['student']}` | {100 * row['float']['correct'] / row['float']['n']:.2f} | {lost[0]} | {lost[1]} "
+            f"| {helped[-1]} | {row['float_bytes']:,} to {row['ladder']['size_bytes']:,} "
+            f"| {speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f}) "
+            f"| {ran['int8']} of {ran['int8'] + ran['float']} |"
+        )
+    worst = max(lost_points(row["ladder"]["counts"])[0] for row in found["rows"])
+    done = len(found["rows"])
+    parts += [
+        "",
+        f"The most that the ladder lost on {done} networks: {worst:.2f} points (allowed: {MOST_LOST_POINTS:g}).",
+    ]
+    if left := [name for name in STUDENTS if name not in {row["student"] for row in found["rows"]}]:
+        parts += ["", f"Not run yet: {', '.join(left)}."]
+    return "\n".join(parts) + "\n"
+
+
+def main() -> int:
+    options = arguments()
+    if options.page:
+        found = read_json(options.record)
+        write_atomic(PAGE, page(found).encode())
+        return record.CLAIM_HOLDS if holds(found["rows"]) else record.CLAIM_FAILS
+    partial, store = options.record.with_suffix(".partial.json"), Store.default()
+    rows = read_json(partial)["rows"] if partial.exists() else []
+    for name in options.students:
+        if name not in {row["student"] for row in rows}:
+            say(name)
+            rows.append(row_of(options, store, name))
+            write_json(partial, {"rows": rows})
+    saturates = environment.int8_saturates(environment.capture())
+    facts = {key: getattr(options, key) for key in ("images", "epochs", "tier")}
+    record.write(options.record, {**facts, "saturates": saturates, "rows": rows})
+    partial.unlink()
+    return record.CLAIM_HOLDS if holds(rows) else record.CLAIM_FAILS
+
+
+if __name__ == "__main__":
+    record.run(main)

@@ -1,0 +1,58 @@
+"""`compress quantize`: an ONNX file of the user's own, quantized and judged."""
+
+from pathlib import Path
+
+import click
+
+from compress.cli import options
+
+
+@click.command(short_help="An ONNX file of your own in int8 (or float16), and what that cost.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Data set: a name, or a folder of images; train calibrates, report judges.")
+@click.option("--quantize", default="int8_auto", show_default=True, help="Quantizer: see `compress list quantizers`.")
+@click.option("--mean", default="", help="Mean of the images in [0,1], if the file does not normalise by itself.")
+@click.option("--std", default="", help="Their standard deviation.")
+@click.option("--max-drop", default="1", show_default=True, help="Points of top-1 that it may cost on select.")
+@click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
+@click.option("--out", default=None, type=click.Path(path_type=Path), help="File to write [MODEL.PRECISION.onnx].")
+def command(
+    model: Path, data: str, quantize: str, mean: str, std: str, max_drop: str, on_bad: str, out: Path | None
+) -> None:  # fmt: skip
+    """Quantize an ONNX classifier, calibrated on the data's train images, and count what it costs on the report split.
+
+    \b
+    compress quantize model.onnx --data PHOTOS
+    compress quantize model.onnx --data PHOTOS --mean .485,.456,.406 --std .229,.224,.225
+    """
+    from compress import catalog, files, qdq, quantize_file, stats
+    from compress.errors import UsageError
+    from compress.recipe import as_dict, from_values
+    from compress.report import format as fmt
+    from compress.report.estimates import measured
+    from compress.report.rows_ladder import ladder_rows
+    from compress.store import Store
+
+    precision = catalog.load("quantizers", quantize).module.PRECISION
+    target = out or model.with_suffix(f".{precision}.onnx")
+    if target == model:
+        raise UsageError(f"--out {target} is the model itself", hint="name another file")
+    store = Store.default()
+    found = files.open_onnx(model, store.root / "scratch")
+    known = files.data_for((), [found], data, on_bad)
+    values = {"quantize": quantize, "max_drop": max_drop, "teacher_mean": [mean], "teacher_std": [std]}
+    recipe = from_values({**as_dict(known), **values})
+    done = quantize_file.quantize_file(model, recipe, target, store=store)
+    for row in ladder_rows({"stages": [{"ladder": done.rungs}]}):
+        cost = fmt.points_interval(row["cost_on_select_fraction"]) if row["word"] != "left out" else ""
+        click.echo(f"{row['word']:<9} {row['rung']:<28} {cost:<26} {row['what']}")
+    counts = done.counts
+    lost = stats.paired_difference(counts["baseline_only"], counts["this_only"], counts["n"])
+    floats = ", ".join(f"{count} {kind}" for kind, count in qdq.in_float(target).items())
+    click.echo(
+        f"{target}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
+        f"{counts['correct'] / counts['n']:.2%} of {counts['n']} report images, {fmt.points_interval(measured(*lost))}"
+    )
+    if floats:
+        click.echo(f"in float: {floats}")
+    options.next_step(f"compress bench {model} {target} --data {data}")

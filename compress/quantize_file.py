@@ -1,0 +1,83 @@
+"""Quantize an ONNX file of the user's own: the rungs that need no network, and the price of what came out.
+
+The file is opened in a child process first, as every file from outside; then it takes the way of a teacher in a run,
+its normalisation put inside where it was named.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compress import artifact_steps, evaluate, files, ladder, plan, publish, training_steps
+from compress.errors import InputRejected, UsageError
+from compress.plan import Job
+from compress.recipe import Recipe
+from compress.store import Store
+from compress.types import Artifact
+
+PREPROCESSING_KEYS = ("compress.preprocessing", "compress.normalisation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """What was written, the float file that it came from, counts of both on the `report` split, and the ladder."""
+
+    artifact: Artifact
+    parent: Artifact
+    counts: dict[str, Any]
+    rungs: list[dict[str, Any]]
+
+
+def quantize_file(model: Path, recipe: Recipe, target: Path, *, store: Store) -> Quantized:
+    """Quantize `model` as `recipe.quantize` says into `target`, golden samples beside it.
+
+    `recipe` names the data and, where the file does not know it, the normalisation (`teacher_mean`, `teacher_std`).
+    Raises InputRejected for a file that is quantized already or whose preprocessing is unknown.
+    """
+    found = files.open_onnx(model, store.root / "scratch")
+    _refuse_quantized(model, found)
+    _refuse_unknown_preprocessing(model, recipe, found.input_shape[0])
+    recipe = replace(recipe, teacher=(str(model),))
+    job = plan.make(recipe, plan.load_data(recipe, store))
+    plan.warn_of_few_images(job)
+    step = training_steps.teacher_step(job, store, 0)
+    parent = artifact_steps.onnx_artifact(job, "float32", step.folder / "model.onnx", "float32", step.facts)
+    artifact, rungs = _made(job, store, parent)
+    report = job.splits.report
+    expected = artifact_steps.answers_step(job, store, parent, "ort_cpu", report)
+    logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", report)
+    publish.write_artifact(target, artifact, report, logits)
+    counts = evaluate.counts(logits, report.labels, expected)
+    return Quantized(artifact=replace(artifact, path=target), parent=parent, counts=counts, rungs=rungs)
+
+
+def _made(job: Job, store: Store, parent: Artifact) -> tuple[Artifact, list[dict[str, Any]]]:
+    assert job.quantizer
+    if hasattr(job.quantizer.module, "FIRST"):
+        best, rungs = ladder.climb(job, store, parent, None)
+        return best.artifact, rungs
+    step, precision = artifact_steps.quantize_step(job, store, parent), job.quantizer.module.PRECISION
+    return artifact_steps.onnx_artifact(job, precision, step.folder / "model.onnx", precision, step.facts), []
+
+
+def _refuse_quantized(model: Path, found: Artifact) -> None:
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
+    marks = sorted(kinds & {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+    if found.precision != "float32" or marks:
+        raise InputRejected(
+            f"{model} is quantized already ({', '.join(marks) or found.precision})", hint="start from the float file"
+        )
+
+
+def _refuse_unknown_preprocessing(model: Path, recipe: Recipe, channels: int) -> None:
+    import onnx
+
+    said = {entry.key for entry in onnx.load(model, load_external_data=False).metadata_props}
+    if not any(recipe.teacher_mean) and not said & set(PREPROCESSING_KEYS):
+        raise UsageError(
+            f"{model} does not say how its images are normalised",
+            hint="name --mean and --std of the images in [0,1]; where it takes those as they are: "
+            f"--mean {','.join('0' * channels)} --std {','.join('1' * channels)}",
+        )
