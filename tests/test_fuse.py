@@ -116,3 +116,32 @@ def test_answers_that_are_not_finite_are_refused() -> None:
     net.body.norm.running_var[0] = float("nan")
     with pytest.raises(CompressError):
         fuse.fold_batchnorm(net)
+
+
+class Amplifying(nn.Module):
+    """Layers that multiply a rounding difference by a thousand each, with saturation between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 1, bias=False) for i in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        for norm in self.norms:
+            norm.running_var.fill_(1e-5)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = torch.sin(norm(layer(x)) * 10)
+        return self.linear(x.mean((2, 3)))
+
+
+def test_rounding_that_a_network_amplifies_is_no_wrong_fold() -> None:
+    torch.manual_seed(0)
+    net = Network(Amplifying().eval(), make("resnet8", 8).contract)
+    folded = fuse.fold_batchnorm(net)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert off(net, folded) > fuse.TOLERANCE, "single precision cannot tell: the case is what it should be"
+        difference = (net.double()(x.double()) - folded.double()(x.double())).abs().max()
+    assert difference < 1.0
