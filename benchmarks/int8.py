@@ -131,17 +131,19 @@ def page(found: dict[str, Any]) -> str:
         "", f"{machine['cpu_model']}: sums of two int8 products {clips} there. `naive` is onnxruntime's "
         f"`quantize_static` with its defaults; the ladder was allowed {MOST_LOST_POINTS:g} points on `select`.", "",
         "| network | float top-1 % | naive: points lost | ladder: points lost | rungs that helped | bytes, float to "
-        "ladder | speed-up of the ladder's file | int8 layers |",
-        "| --- | ---: | --- | --- | --- | --- | --- | ---: |",
+        "ladder | speed-up: naive | ladder | int8 layers |",
+        "| --- | ---: | --- | --- | --- | --- | --- | --- | ---: |",
     ]  # fmt: skip
     for row in found["rows"]:
         lost = ["{:.2f} ({:.2f} to {:.2f})".format(*lost_points(row[kind]["counts"])) for kind in ("naive", "ladder")]
         helped = [r["what"] for r in ladder_rows({"stages": [{"ladder": row["rungs"]}]}) if r["word"] == "better"]
-        speed, ran = row["ladder"]["speedup"], row["ladder"]["kernels"]
+        speeds = [
+            "{ratio:.2f}x ({low:.2f} to {high:.2f})".format(**row[kind]["speedup"]) for kind in ("naive", "ladder")
+        ]
+        ran = row["ladder"]["kernels"]
         parts.append(
             f"| `{row['student']}` | {100 * row['float']['correct'] / row['float']['n']:.2f} | {lost[0]} | {lost[1]} "
-            f"| {helped[-1]} | {row['float_bytes']:,} to {row['ladder']['size_bytes']:,} "
-            f"| {speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f}) "
+            f"| {helped[-1]} | {row['float_bytes']:,} to {row['ladder']['size_bytes']:,} | {speeds[0]} | {speeds[1]} "
             f"| {ran['int8']} of {ran['int8'] + ran['float']} |"
         )
     worst = max(lost_points(row["ladder"]["counts"])[0] for row in found["rows"])
