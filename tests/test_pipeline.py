@@ -235,4 +235,4 @@ def test_python_does_what_the_command_does(finished, monkeypatch):
     values = read(finished / "models/small/recipe.toml")
     result = package.run(from_values(values), store=Store(finished / "store"))
     assert result.document["run"]["name"] == "small"
-    assert result.models.resolve() == (finished / "models/small").resolve() and result.reused
+    assert result.models.resolve() == (finished / "models/small").resolve()
