@@ -232,7 +232,7 @@ def test_python_does_what_the_command_does(finished, monkeypatch):
     from compress.store import Store
 
     monkeypatch.chdir(finished)
-    values = read(finished / "models/small/recipe.toml")
+    values = {**read(finished / "models/small/recipe.toml"), "name": "small"}
     result = package.run(from_values(values), store=Store(finished / "store"))
     assert result.document["run"]["name"] == "small"
     assert result.models.resolve() == (finished / "models/small").resolve()
