@@ -20,7 +20,6 @@ from pruning import artifact_of
 
 from compress import (
     artifact_steps,
-    calibrate,
     environment,
     evaluate,
     ladder,
@@ -37,6 +36,7 @@ from compress.progress import say
 from compress.report.rows_ladder import ladder_rows
 from compress.store import Store, file_digest, read_json, write_atomic, write_json
 from compress.types import Artifact
+from compress.worker import to_inputs
 
 STUDENTS = (
     "mobilenet_v1:width=0.5", "mobilenet", "mobilenet_v3_small", "shufflenet_v1:width=0.5", "shufflenet", "squeezenet",
@@ -73,7 +73,7 @@ class Reader(quantization.CalibrationDataReader):
     """The calibration images, as the library asks for them."""
 
     def __init__(self, images: Any):
-        self.batches = iter(calibrate.as_input(images[i : i + 16]) for i in range(0, len(images), 16))
+        self.batches = iter(to_inputs(images[i : i + 16]) for i in range(0, len(images), 16))
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self.batches, None)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.bias_correction import layers_of
+from compress import qdq
 from compress.calibrate import Outputs
 from compress.progress import counter
 
@@ -39,12 +39,12 @@ def round_adaptively(prepared: Path, quantized: Path, images: np.ndarray, *, ste
     images = images[:IMAGES]
     model, original = onnx.load(quantized), onnx.load(prepared)
     floats = {node.name: node for node in original.graph.node}
-    due = [layer for layer in layers_of(model) if layer.node.name in floats and layer.node.op_type == "Conv"]
+    due = [layer for layer in qdq.quantized_layers(model) if layer.node.name in floats and layer.node.op_type == "Conv"]
     show, changed, gained = counter("rounding", "layers"), 0, 0
     for number, layer in enumerate(due):
         inputs = _values(model, layer.node.input[0], images)
         wanted = _values(original, floats[layer.node.name].output[0], images)
-        better, moved = _layer(model, original, layer, floats[layer.node.name], inputs, wanted, steps, seed + number)
+        better, moved = _layer(original, layer, floats[layer.node.name], inputs, wanted, steps, seed + number)
         gained += better
         changed += moved
         show(number + 1, len(due))
@@ -58,7 +58,7 @@ def _values(model: Any, name: str, images: np.ndarray) -> np.ndarray:
 
 
 def _layer(
-    model: Any, original: Any, layer: Any, source: Any, inputs: np.ndarray, wanted: np.ndarray, steps: int, seed: int
+    original: Any, layer: qdq.QuantizedLayer, source: Any, inputs: np.ndarray, wanted: np.ndarray, steps: int, seed: int
 ) -> tuple[bool, int]:
     import torch
     import torch.nn.functional as F

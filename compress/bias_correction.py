@@ -9,12 +9,12 @@ corrections before it have left,
 The quantized file is run in float, as its Quantize and Dequantize pairs say: no kernel's own saturation is corrected.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compress import qdq
 from compress.calibrate import Outputs
 from compress.progress import counter
 
@@ -30,7 +30,7 @@ def correct(prepared: Path, quantized: Path, images: np.ndarray) -> dict[str, An
     images = images[:IMAGES]
     model, original = onnx.load(quantized), onnx.load(prepared)
     float_nodes = {node.name: node.output[0] for node in original.graph.node}
-    due = [layer for layer in layers_of(model) if layer.bias is not None and layer.node.name in float_nodes]
+    due = [layer for layer in qdq.quantized_layers(model) if layer.bias is not None and layer.node.name in float_nodes]
     expected = _means(Outputs(prepared, tuple(float_nodes[layer.node.name] for layer in due)), images)
     show, moved = counter("correcting", "biases"), 0
     for number, layer in enumerate(due):
@@ -40,46 +40,6 @@ def correct(prepared: Path, quantized: Path, images: np.ndarray) -> dict[str, An
         show(number + 1, len(due))
     onnx.save(model, quantized)
     return {"corrected_biases": moved}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A quantized Conv or Gemm: its node, its integer weight with scale and zero point, its int32 bias (None without
-    one, or where others read it) and the scale of that.
-    """
-
-    node: Any
-    weight: Any
-    scale: np.ndarray
-    zero: np.ndarray
-    bias: Any
-    bias_scale: np.ndarray | None
-
-
-def layers_of(model: Any) -> list[Layer]:
-    """The layers of a QDQ graph whose weights are integers that nothing else reads, in the order of the graph."""
-    from onnx import numpy_helper
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    read = [name for node in model.graph.node for name in node.input]
-
-    def stored(node: Any, place: int) -> tuple[Any, ...]:
-        maker = makers.get(node.input[place]) if len(node.input) > place else None
-        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in constants:
-            return None, None, None
-        if read.count(maker.output[0]) > 1 or read.count(maker.input[0]) > 1:
-            return None, None, None
-        return constants[maker.input[0]], *(numpy_helper.to_array(constants[name]) for name in maker.input[1:3])
-
-    found = []
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            weight, scale, zero = stored(node, 1)
-            bias, bias_scale, _ = stored(node, 2)
-            if weight is not None:
-                found.append(Layer(node=node, weight=weight, scale=scale, zero=zero, bias=bias, bias_scale=bias_scale))
-    return found
 
 
 def _means(outputs: Outputs, images: np.ndarray) -> dict[str, np.ndarray]:

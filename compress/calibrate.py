@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from compress.progress import counter
+from compress.worker import to_inputs
 
 RULES = ("minmax", "percentile", "mse", "entropy")
 BINS = 2048
@@ -33,11 +34,10 @@ Ranges = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """Of each tensor the extremes, and counts int64 `[BINS]` of equal bins between them; how many images there were."""
+    """Of each tensor the extremes, and counts int64 `[BINS]` of equal bins between them."""
 
     extremes: Ranges
     counts: dict[str, np.ndarray]
-    images: int
 
 
 def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
@@ -71,7 +71,7 @@ def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
                 counts[name] += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
             done += outputs.batch_size
             show((len(images) + min(done, len(images))) // 2, len(images))
-    return Seen(extremes=extremes, counts=counts, images=len(images))
+    return Seen(extremes=extremes, counts=counts)
 
 
 class Outputs:
@@ -110,7 +110,7 @@ class Outputs:
         """For each batch of uint8 images `[N,H,W,C]` the tensors by name, the input among them."""
         fixed = isinstance(self.session.get_inputs()[0].shape[0], int)
         for start in range(0, len(images), self.batch_size):
-            given = as_input(images[start : start + self.batch_size])
+            given = to_inputs(images[start : start + self.batch_size])
             if fixed and len(given) < self.batch_size:  # a file of one batch size gets full batches
                 given = np.concatenate([given, np.repeat(given[-1:], self.batch_size - len(given), axis=0)])
             found = self.session.run(list(self.names), {self.input: given})
@@ -118,7 +118,11 @@ class Outputs:
 
 
 def answers(path: Path, images: np.ndarray) -> np.ndarray:
-    """Logits `[N,K]` of a file of our own on uint8 images `[N,H,W,C]`, by the kernels that it will run in."""
+    """Logits `[N,K]` of a file of our own on uint8 images `[N,H,W,C]`, by the kernels that it will run in.
+
+    In this process: where a file is asked once for each of its layers, children would take longer to start than to
+    answer (`bench.answers` is for all else).
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -127,7 +131,7 @@ def answers(path: Path, images: np.ndarray) -> np.ndarray:
     parts = []
     for start in range(0, len(images), step):
         chunk = images[np.minimum(np.arange(start, start + step), len(images) - 1)]  # full batches, the last repeated
-        parts.append(session.run(None, {taken.name: as_input(chunk)})[0])
+        parts.append(session.run(None, {taken.name: to_inputs(chunk)})[0])
     return np.concatenate(parts)[: len(images)]
 
 
@@ -135,11 +139,6 @@ def image_input(graph: Any) -> Any:
     """The graph's input that is no weight: old files list those as inputs too."""
     weights = {tensor.name for tensor in graph.initializer}
     return next(value for value in graph.input if value.name not in weights)
-
-
-def as_input(images: np.ndarray) -> np.ndarray:
-    """float32 `[N,C,H,W]` in [0,1] of uint8 `[N,H,W,C]`."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
 def _elements(tensor_type: Any) -> int:

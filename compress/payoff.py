@@ -24,10 +24,6 @@ class Sizes:
     words: str = "bytes"
 
 
-def sizes_of(parent: Artifact, child: Artifact) -> Sizes:
-    return Sizes(parent=parent.size_bytes, child=child.size_bytes)
-
-
 def asked_runtime(job: Job, store: Store) -> str:
     """The first of the recipe's runtimes that reads ONNX files and works here. Raises what `measuring` raises."""
     return measuring.onnx_runtime(job.recipe.runtimes, store, job.plugins)

@@ -236,7 +236,7 @@ def sizes(job: Job, parent: Artifact, child: Artifact) -> payoff.Sizes:
     """What of the two files counts: all their bytes, or those after deflate where single weights are zero."""
     assert job.pruner
     if not hasattr(job.pruner.module, "masks"):
-        return payoff.sizes_of(parent, child)
+        return payoff.Sizes(parent=parent.size_bytes, child=child.size_bytes)
     before, after = (sparse.compressed_bytes(artifact.path) for artifact in (parent, child))
     return payoff.Sizes(parent=before, child=after, words="bytes compressed")
 

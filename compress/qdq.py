@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compress.calibrate import Ranges, image_input
 from compress.errors import unknown
 
@@ -89,7 +91,6 @@ def write(
 
     Returns facts. Raises UsageError for a name that no layer has.
     """
-    import numpy as np
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
@@ -126,6 +127,48 @@ def write(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """A quantized Conv or Gemm: its node, its integer weight with scale and zero point, its int32 bias (None without
+    one, or where others read it) and the scale of that.
+    """
+
+    node: Any
+    weight: Any
+    scale: np.ndarray
+    zero: np.ndarray
+    bias: Any
+    bias_scale: np.ndarray | None
+
+
+def quantized_layers(model: Any) -> list[QuantizedLayer]:
+    """The layers of a QDQ graph whose weights are integers that nothing else reads, in the order of the graph."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    read = [name for node in model.graph.node for name in node.input]
+
+    def stored(node: Any, place: int) -> tuple[Any, ...]:
+        maker = makers.get(node.input[place]) if len(node.input) > place else None
+        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in constants:
+            return None, None, None
+        if read.count(maker.output[0]) > 1 or read.count(maker.input[0]) > 1:
+            return None, None, None
+        return constants[maker.input[0]], *(numpy_helper.to_array(constants[name]) for name in maker.input[1:3])
+
+    found = []
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            weight, scale, zero = stored(node, 1)
+            bias, bias_scale, _ = stored(node, 2)
+            if weight is not None:
+                found.append(
+                    QuantizedLayer(node=node, weight=weight, scale=scale, zero=zero, bias=bias, bias_scale=bias_scale)
+                )
+    return found
+
+
 def finish(model: Any, target: Path, precision: str) -> None:
     """Write the model to `target`, its precision among its metadata, and nothing of what libraries noted there."""
     import onnx
@@ -138,7 +181,6 @@ def finish(model: Any, target: Path, precision: str) -> None:
 
 def in_float(path: Path) -> dict[str, int]:
     """The operators that stayed in float, and how many of each, of a file that was written here."""
-    import numpy as np
     import onnx
 
     graph = onnx.load(path).graph

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import artifact_steps, evaluate, files, ladder, plan, publish, training_steps
+from compress import artifact_steps, evaluate, ladder, plan, publish, training_steps
 from compress.errors import InputRejected, UsageError
 from compress.plan import Job
 from compress.recipe import Recipe
@@ -16,6 +16,9 @@ from compress.store import Store
 from compress.types import Artifact
 
 PREPROCESSING_KEYS = ("compress.preprocessing", "compress.normalisation")
+QUANTIZED_OPERATORS = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,14 @@ class Quantized:
     rungs: list[dict[str, Any]]
 
 
-def quantize_file(model: Path, recipe: Recipe, target: Path, *, store: Store) -> Quantized:
-    """Quantize `model` as `recipe.quantize` says into `target`, golden samples beside it.
+def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store) -> Quantized:
+    """Quantize what `files.open_onnx` found as `recipe.quantize` says into `target`, golden samples beside it.
 
     `recipe` names the data and, where the file does not know it, the normalisation (`teacher_mean`, `teacher_std`).
     Raises InputRejected for a file that is quantized already or whose preprocessing is unknown.
     """
-    found = files.open_onnx(model, store.root / "scratch")
-    _refuse_quantized(model, found)
-    _refuse_unknown_preprocessing(model, recipe, found.input_shape[0])
-    recipe = replace(recipe, teacher=(str(model),))
+    _refuse(found, recipe)
+    recipe = replace(recipe, teacher=(str(found.path),))
     job = plan.make(recipe, plan.load_data(recipe, store))
     plan.warn_of_few_images(job)
     step = training_steps.teacher_step(job, store, 0)
@@ -60,24 +61,19 @@ def _made(job: Job, store: Store, parent: Artifact) -> tuple[Artifact, list[dict
     return artifact_steps.onnx_artifact(job, precision, step.folder / "model.onnx", precision, step.facts), []
 
 
-def _refuse_quantized(model: Path, found: Artifact) -> None:
+def _refuse(found: Artifact, recipe: Recipe) -> None:
     import onnx
 
-    kinds = {node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
-    marks = sorted(kinds & {"QuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+    path, model = found.path, onnx.load(found.path, load_external_data=False)
+    marks = sorted({node.op_type for node in model.graph.node} & set(QUANTIZED_OPERATORS))
     if found.precision != "float32" or marks:
         raise InputRejected(
-            f"{model} is quantized already ({', '.join(marks) or found.precision})", hint="start from the float file"
+            f"{path} is quantized already ({', '.join(marks) or found.precision})", hint="start from the float file"
         )
-
-
-def _refuse_unknown_preprocessing(model: Path, recipe: Recipe, channels: int) -> None:
-    import onnx
-
-    said = {entry.key for entry in onnx.load(model, load_external_data=False).metadata_props}
-    if not any(recipe.teacher_mean) and not said & set(PREPROCESSING_KEYS):
+    if not any(recipe.teacher_mean) and not {entry.key for entry in model.metadata_props} & set(PREPROCESSING_KEYS):
+        channels = found.input_shape[0]
         raise UsageError(
-            f"{model} does not say how its images are normalised",
+            f"{path} does not say how its images are normalised",
             hint="name --mean and --std of the images in [0,1]; where it takes those as they are: "
             f"--mean {','.join('0' * channels)} --std {','.join('1' * channels)}",
         )

@@ -14,7 +14,7 @@ from compress import calibrate
 def seen_of(values: np.ndarray) -> calibrate.Seen:
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     counts, _ = np.histogram(values, bins=calibrate.BINS, range=(low, high))
-    return calibrate.Seen(extremes={"x": (low, high)}, counts={"x": counts}, images=1)
+    return calibrate.Seen(extremes={"x": (low, high)}, counts={"x": counts})
 
 
 def normal_with_outlier(count: int = 200_000) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_every_activation_is_seen_over_all_images_in_batches_and_at_once(tmp_pat
     images = np.random.default_rng(0).integers(0, 256, (37, 8, 8, 1)).astype(np.uint8)
     images[-1] = 255
     found = calibrate.look(tmp_path / "m.onnx", images)
-    assert set(found.extremes) == {"input", "scaled", "shifted", "logits"} and found.images == 37
+    assert set(found.extremes) == {"input", "scaled", "shifted", "logits"}
     assert found.extremes["shifted"] == pytest.approx((-1.0, 2.0)) and found.extremes["logits"] == (0.0, 2.0)
     values = images / 255 * 3 - 1
     expected, _ = np.histogram(values, bins=calibrate.BINS, range=(-1, 2))

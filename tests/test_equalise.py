@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress import calibrate, equalise, export, network, qdq
+from compress.worker import to_inputs
 
 
 class Uneven(nn.Module):
@@ -49,7 +50,7 @@ def images(count: int = 64) -> np.ndarray:
 
 def answers(path: Path, given: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": calibrate.as_input(given)})[0]
+    return session.run(None, {"input": to_inputs(given)})[0]
 
 
 def unevenness(path: Path) -> float:

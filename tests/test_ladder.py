@@ -1,11 +1,10 @@
 """The ladder of int8: order, what is left out and why, what is taken back, and what the report says of it."""
 
 import dataclasses
-import functools
-from pathlib import Path
 
 import pytest
 import torch
+from test_pruning_steps import digits
 from test_report import make_facts
 
 from compress import artifact_steps, environment, evaluate, ladder, plan, schedules
@@ -15,11 +14,6 @@ from compress.store import Store
 
 STUDENT = "resnet_cifar:depth=8,stem=8,channels=8"
 NAMES = [rung.name for rung in ladder.RUNGS]
-
-
-@functools.cache
-def digits():
-    return plan.load_data(Recipe(), Store(Path("/nonexistent")))
 
 
 def job_of(**values) -> plan.Job:

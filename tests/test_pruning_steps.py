@@ -289,11 +289,11 @@ def test_bad_input_says_why(values: dict, message: str) -> None:
     print(caught.value, caught.value.hint)
 
 
-def test_what_cannot_be_pruned_says_so_before_any_training() -> None:
+def test_what_cannot_be_pruned_says_so_before_any_training(store: Store) -> None:
     job = job_of(prune="0.4", student="resnet_cifar:depth=8,stem=2,channels=2")
     twin = training_steps.build(job, job.student.spec, digits().train.mean, digits().train.std, 0)
     with pytest.raises(CompressError, match="rounding to multiples of 8") as caught:
-        pruning_steps.refuse(job, Store(Path()), twin)
+        pruning_steps.refuse(job, store, twin)
     print(caught.value)
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compress import augment, bias_correction, calibrate, catalog, export, files, network, plan, qdq, train
+from compress import augment, bias_correction, catalog, export, files, network, plan, qdq, train
 from compress.errors import CompressError, UsageError
 from compress.losses import hard_label_loss
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.types import Splits
+from compress.worker import to_inputs
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,14 @@ def splits(tmp_path_factory) -> Splits:
 @pytest.fixture(scope="module")
 def source(splits: Splits, tmp_path_factory) -> Path:
     """A float file that reads digits."""
-    folder, split = tmp_path_factory.mktemp("float"), splits.train
+    folder = tmp_path_factory.mktemp("float")
+    export.export_onnx(reader_of_digits(splits, folder), folder / "model.onnx", recipe_digest="abc")
+    return folder / "model.onnx"
+
+
+def reader_of_digits(splits: Splits, folder: Path) -> network.Network:
+    """A small network, trained in a second or two."""
+    split = splits.train
     net = network.build(
         "resnet_cifar:depth=8,stem=8,channels=8", class_names=split.class_names, input_shape=split.input_shape,
         mean=split.mean, std=split.std, seed=0,
@@ -36,8 +44,7 @@ def source(splits: Splits, tmp_path_factory) -> Path:
         train.Plan(epochs=3, batch_size=32, learning_rate=0.2), seed=0, threads=1, thread_choices=(1,),
         checkpoint=folder / "checkpoint",
     )  # fmt: skip
-    export.export_onnx(net.eval(), folder / "model.onnx", recipe_digest="abc")
-    return folder / "model.onnx"
+    return net.eval()
 
 
 # a ladder only turns another quantizer's knobs
@@ -155,7 +162,7 @@ def simulated(path: Path, images: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"input": calibrate.as_input(images)})[0]
+    return session.run(["logits"], {"input": to_inputs(images)})[0]
 
 
 def noise_share(path: Path, source: Path, images: np.ndarray) -> float:
@@ -186,7 +193,7 @@ def test_adaptive_rounding_comes_nearer_than_nearest(weights: str, source: Path,
         shares.append(noise_share(path, source, splits.select.images))
     assert facts["rounded_layers"] >= 5 and facts["weights_rounded_otherwise"] > 100
     assert shares[1] < 0.85 * shares[0]
-    stored = [layer.weight for layer in bias_correction.layers_of(onnx.load(path))]
+    stored = [layer.weight for layer in qdq.quantized_layers(onnx.load(path))]
     limits = (-64, 64) if weights == "int8" else (0, 128)  # the library rounds 127.5 up
     values = np.concatenate([numpy_helper.to_array(weight).ravel() for weight in stored])
     assert limits[0] <= values.min() and values.max() <= limits[1], (values.min(), values.max())
@@ -196,7 +203,7 @@ def test_bias_correction_takes_back_a_shift(source: Path, splits: Splits, tmp_pa
     """A file whose biases were moved by hand is moved back, on images that it was not corrected with."""
     path, _ = quantized("int8", source, splits.calibrate.images, tmp_path)
     model = onnx.load(path)
-    layer = bias_correction.layers_of(model)[2]
+    layer = qdq.quantized_layers(model)[2]
     moved = numpy_helper.to_array(layer.bias) + np.int32(40 / np.atleast_1d(layer.bias_scale).max() / 100)
     layer.bias.CopyFrom(numpy_helper.from_array(moved.astype(np.int32), layer.bias.name))
     onnx.save(model, path)

@@ -9,14 +9,15 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
+from test_quantize import reader_of_digits
 
-from compress import augment, calibrate, export, network, plan, qdq, quantize_file, train
+from compress import export, files, network, plan, qdq, quantize_file
 from compress.cli.main import compress
 from compress.errors import InputRejected, UsageError
-from compress.losses import hard_label_loss
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.types import Splits
+from compress.worker import to_inputs
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,7 @@ def splits() -> Splits:
 
 @pytest.fixture(scope="module")
 def network_(splits: Splits, tmp_path_factory) -> network.Network:
-    split = splits.train
-    net = network.build(
-        "resnet_cifar:depth=8,stem=8,channels=8", class_names=split.class_names, input_shape=split.input_shape,
-        mean=split.mean, std=split.std, seed=0,
-    )  # fmt: skip
-    train.fit(
-        "test", net, lambda b: hard_label_loss(net(b.inputs), b.labels), augment.Augmenter(split),
-        train.Plan(epochs=3, batch_size=32, learning_rate=0.2), seed=0, threads=1, thread_choices=(1,),
-        checkpoint=tmp_path_factory.mktemp("float") / "checkpoint",
-    )  # fmt: skip
-    return net.eval()
+    return reader_of_digits(splits, tmp_path_factory.mktemp("float"))
 
 
 @pytest.fixture
@@ -65,7 +56,7 @@ def foreign(network_, splits: Splits, tmp_path: Path) -> Path:
 
 def top1(path: Path, splits: Splits) -> float:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    logits = session.run(None, {session.get_inputs()[0].name: calibrate.as_input(splits.report.images)})[0]
+    logits = session.run(None, {session.get_inputs()[0].name: to_inputs(splits.report.images)})[0]
     return float((logits.argmax(1) == splits.report.labels).mean())
 
 
@@ -95,12 +86,13 @@ def test_a_file_that_says_nothing_of_itself_needs_its_normalisation(foreign: Pat
     assert top1(foreign.with_suffix(".int8.onnx"), splits) > 0.8, "the normalisation is inside now"
 
 
-def test_what_is_quantized_already_is_refused(model: Path, store: Store) -> None:
+def test_what_is_quantized_already_is_refused(model: Path, store: Store, tmp_path: Path) -> None:
     first = CliRunner().invoke(compress, ["quantize", str(model), "--data", "digits", "--quantize", "int8_weights"])
     assert first.exit_code == 0, first.exception
     again = model.with_suffix(".int8_weights.onnx")
     with pytest.raises(InputRejected, match="quantized already"):
-        quantize_file.quantize_file(again, Recipe(quantize="int8"), model.parent / "x.onnx", store=store)
+        found = files.open_onnx(again, tmp_path)
+        quantize_file.quantize_file(found, Recipe(quantize="int8"), model.parent / "x.onnx", store=store)
     assert not (model.parent / "x.onnx").exists()
 
 

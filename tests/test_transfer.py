@@ -140,7 +140,7 @@ def refused(splits: Splits, tmp_path: Path, **values: object) -> UsageError:
     common = {"student": "resnet_cifar:depth=8,stem=8,channels=8", "teacher": "resnet20", "epochs": 1, "name": "no"}
     job = plan.make(recipe.from_values({**common, **values}), splits)
     with pytest.raises(UsageError) as caught:
-        rehearsal.try_networks(job, Store(Path()))
+        rehearsal.try_networks(job, Store(tmp_path))
     print(caught.value)
     return caught.value
 
@@ -157,7 +157,7 @@ def test_mixtures_want_a_method_that_teaches_answers(splits: Splits, tmp_path: P
     assert "crd" in refused(splits, tmp_path, kd="kd;crd", mixup=0.5).message
     for kd, share in (("attention", 0.5), ("attention;kd", 1.0), ("dist", 1.0), ("fitnet", 1.0)):
         common = {"student": "resnet_cifar:depth=8", "teacher": "resnet20", "kd": kd, "mixup": share}
-        rehearsal.try_networks(plan.make(recipe.from_values(common), splits), Store(Path()))
+        rehearsal.try_networks(plan.make(recipe.from_values(common), splits), Store(tmp_path))
 
 
 @pytest.mark.parametrize("kd", ["logits", "noisy"])

@@ -42,7 +42,7 @@ def command(
     known = files.data_for((), [found], data, on_bad)
     values = {"quantize": quantize, "max_drop": max_drop, "teacher_mean": [mean], "teacher_std": [std]}
     recipe = from_values({**as_dict(known), **values})
-    done = quantize_file.quantize_file(model, recipe, target, store=store)
+    done = quantize_file.quantize_file(found, recipe, target, store=store)
     for row in ladder_rows({"stages": [{"ladder": done.rungs}]}):
         cost = fmt.points_interval(row["cost_on_select_fraction"]) if row["word"] != "left out" else ""
         click.echo(f"{row['word']:<9} {row['rung']:<28} {cost:<26} {row['what']}")

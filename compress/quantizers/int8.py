@@ -22,7 +22,7 @@ class Config:
     per_channel: bool = knob(True, "one weight scale per output channel; per-tensor ruins depthwise layers")
     reduce_range: bool = knob(False, "7-bit weights, for x86 CPUs without VNNI")
     weights: str = knob("int8", "int8: symmetric; uint8: with a zero point, never saturates", choices=("int8", "uint8"))
-    calibrator: str = knob("minmax", "the rule for ranges", choices=("minmax", "percentile", "mse", "entropy"))
+    calibrator: str = knob("minmax", "the rule for ranges", choices=calibrate.RULES)
     percentile: float = knob(0.9999, "part of the values inside, for the calibrator of that name", low=0.9, high=1.0)
     equalise: bool = knob(False, "cross-layer equalisation first: channels of one tensor are brought nearer")
     correct_bias: bool = knob(False, "bias correction last: the mean error of each channel is taken back")
