@@ -82,8 +82,6 @@ def _layer(
     def answer(weights: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         return F.conv2d(batch, weights, bias, stride=strides, dilation=dilations, groups=groups)
 
-    # of the scheme that the file was written by: with 7 bits, half of the values of a type are used
-    low, high = int(stored.min()), int(stored.max())
     floor = torch.floor(weight / scale)
     part = (weight / scale - floor).clamp(0.01, 0.99)
     floor = floor + zero
@@ -94,7 +92,9 @@ def _layer(
     for step in range(steps):
         index = torch.randint(len(x), (BATCH,), generator=generator)
         h = (1.2 * torch.sigmoid(v) - 0.1).clamp(0, 1)
-        loss = F.mse_loss(answer(scale * ((floor + h).clamp(low, high) - zero), x[index]), y[index]) / variance
+        loss = (
+            F.mse_loss(answer(scale * ((floor + h).clamp(layer.low, layer.high) - zero), x[index]), y[index]) / variance
+        )
         share = (step / steps - WARMUP) / (1 - WARMUP)
         if share > 0:
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - share)
@@ -103,7 +103,7 @@ def _layer(
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        found = (floor + (v > 0)).clamp(low, high)
+        found = (floor + (v > 0)).clamp(layer.low, layer.high)
         nearest = torch.from_numpy(stored.astype(np.float32))
         errors = [F.mse_loss(answer(scale * (q - zero), x), y).item() for q in (nearest, found)]
     if not errors[1] < errors[0]:

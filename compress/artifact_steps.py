@@ -5,13 +5,14 @@ Raise a step's number in VERSIONS when the same inputs would give another result
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from compress import bench, catalog, environment, export, qdq, randomness, train
+from compress import bench, catalog, environment, export, qdq, randomness, targets, train
 from compress import network as net
 from compress.catalog import Entry
 from compress.environment import versions
@@ -22,7 +23,7 @@ from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"export": 2, "ensemble": 1, "quantize": 2, "answers": 1}
+VERSIONS = {"export": 2, "ensemble": 1, "quantize": 3, "answers": 1}
 
 
 def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
@@ -34,6 +35,7 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
     parts = {
         "version": VERSIONS["export"],
         "network": network_step.key,
+        "opset": targets.find(job.recipe.target).opset,
         "versions": versions("torch", "onnx", "onnxscript"),
     }
 
@@ -42,7 +44,7 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
         network = net.load(network_step.folder, job.plugins)
         shipped = merge_branches(network)
         path = folder / "model.onnx"
-        export.export_onnx(network, path, recipe_digest=network_step.key)
+        export.export_onnx(network, path, recipe_digest=network_step.key, opset=parts["opset"])
         facts = {
             "digest": file_digest(path),
             "parameters": net.count_parameters(shipped),
@@ -162,14 +164,20 @@ def quantized(store: Store, quantizer: Entry, parent: Artifact, calibrate: Datas
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         facts = quantizer.module.apply(quantizer.config, parent.path, path, calibrate.images, scratch)
-        notes = qdq.notes(path, scratch) if quantizer.module.PRECISION == "int8" else []
-        for leftover in scratch.iterdir():
-            leftover.unlink()
-        scratch.rmdir()
+        shutil.rmtree(scratch)
+        notes = kernel_notes(path, scratch) if quantizer.module.PRECISION == "int8" else []
         about = {"digest": file_digest(path), "parameters": parent.parameters, "macs": parent.macs}
         return {**facts, **about, "notes": notes}
 
     return store.step("quantize", parts, make, say)
+
+
+def kernel_notes(path: Path, scratch: Path) -> list[str]:
+    """`qdq.notes` of a file, by way of a folder that is made for it and removed."""
+    scratch.mkdir()
+    notes = qdq.notes(path, scratch)
+    shutil.rmtree(scratch)
+    return notes
 
 
 def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, dataset: Dataset) -> np.ndarray:

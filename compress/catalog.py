@@ -164,11 +164,14 @@ def _import(kind: str, path: Path) -> ModuleType:
     return module
 
 
-def load(kind: str, spec: str, plugins: tuple[Path, ...] = (), overrides: dict[str, Any] | None = None) -> Entry:
+def load(
+    kind: str, spec: str, plugins: tuple[Path, ...] = (), overrides: dict[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> Entry:  # fmt: skip
     """Import the entry that `spec` (`name:knob=value,…`) names and build its configuration.
 
-    `overrides` (flags such as --width) win over the spec's knobs, those over the variant's preset. A broken entry
-    shows its own traceback.
+    `overrides` (flags such as --width) win over the spec's knobs, those over the variant's preset, and that over
+    `defaults`. A broken entry shows its own traceback.
     """
     name = spec.partition(":")[0].strip()
     path, preset = _find(kind, name, plugins)
@@ -178,7 +181,8 @@ def load(kind: str, spec: str, plugins: tuple[Path, ...] = (), overrides: dict[s
     _, values = config.parse_spec(spec, fields[0].name if fields else "")
     known = {f.name for f in fields}
     extra = {k: v for k, v in (overrides or {}).items() if k in known}
-    built = config.build(config_class, {**preset, **values, **extra}, where=f"{KINDS[kind][0]} `{name}`")
+    first = {k: v for k, v in (defaults or {}).items() if k in known}
+    built = config.build(config_class, {**first, **preset, **values, **extra}, where=f"{KINDS[kind][0]} `{name}`")
     explicit = ",".join(f"{k}={v}" for k, v in {**values, **extra}.items())
     return Entry(
         kind=kind,

@@ -9,7 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compress import artifact_steps, estimate, evaluate, ladder, pruning_steps, rehearsal, schedules, training_steps
+from compress import (
+    artifact_steps,
+    environment,
+    estimate,
+    evaluate,
+    judge,
+    ladder,
+    payoff,
+    pruning_steps,
+    rehearsal,
+    schedules,
+    targets,
+    training_steps,
+)
 from compress.plan import Job, warn_of_few_images
 from compress.progress import say
 from compress.store import Step, Store
@@ -55,7 +68,7 @@ def make_chain(job: Job, store: Store) -> Iterator[Link]:
         link = _exported(job, store, "corrected", step, parent=parent, what=what, baseline=link)
         yield link
     if job.quantizer:
-        yield _quantized(job, store, link)
+        yield _paying(job, store, _quantized(job, store, link, made), link)
 
 
 def _students(job: Job, store: Store, teacher: Link, made: tuple[Step, ...]) -> Iterator[Link]:
@@ -129,10 +142,7 @@ def _exported(
 
 def _judged(job: Job, store: Store, link: Link, baseline: Link | None, *, gate: bool) -> Link:
     """The link with its counts on `select` and, behind a gate, the decision whether the chain goes on from it."""
-    select = job.splits.select
-    logits = artifact_steps.answers_step(job, store, link.artifact, "ort_cpu", select)
-    base = artifact_steps.answers_step(job, store, baseline.artifact, "ort_cpu", select) if baseline else None
-    counts = evaluate.counts(logits, select.labels, base)
+    counts = judge.counts(job, store, link.artifact, baseline.artifact if baseline else None, job.splits.select)
     say(f"  {link.artifact.stage}: top-1 on select {counts['correct'] / counts['n']:.2%} ({counts['n']} images)")
     if not gate or baseline is None:
         return replace(link, select=counts)
@@ -162,12 +172,12 @@ def _pruned(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) ->
     return replace(link, kept=link.kept and pays, reason=reason)
 
 
-def _quantized(job: Job, store: Store, parent: Link) -> Link:
+def _quantized(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) -> Link:
     assert job.quantizer
     say("quantize")
     warn_of_few_images(job)
     if hasattr(job.quantizer.module, "FIRST"):
-        return _climbed(job, store, parent)
+        return _climbed(job, store, parent, teachers)
     step = artifact_steps.quantize_step(job, store, parent.artifact)
     precision = job.quantizer.module.PRECISION
     artifact = artifact_steps.onnx_artifact(job, job.quantizer.name, step.folder / "model.onnx", precision, step.facts)
@@ -178,9 +188,32 @@ def _quantized(job: Job, store: Store, parent: Link) -> Link:
     return _judged(job, store, link, parent, gate=True)
 
 
-def _climbed(job: Job, store: Store, parent: Link) -> Link:
+def _paying(job: Job, store: Store, link: Link, parent: Link) -> Link:
+    """The quantized link, not kept where it pays neither in time nor in the bytes that are asked for. A quantizer that
+    is taken for its bytes alone has to be smaller.
+    """
+    assert job.quantizer
+    target = targets.find(job.recipe.target)
+    sizes = payoff.Sizes(parent=parent.artifact.size_bytes, child=link.artifact.size_bytes)
+    if not link.kept or not job.recipe.least_speedup:
+        return link
+    if getattr(job.quantizer.module, "FOR_BYTES", False):
+        pays = sizes.child < sizes.parent
+        why = f"has {sizes.child:,} bytes, {link.parent} has {sizes.parent:,}"
+    elif not target.is_here(environment.capture()):
+        pays, why = True, f"its speed on {target.name} cannot be measured on this machine"
+    else:
+        kernels = "".join(f"; {note}" for note in link.facts.get("notes", [])[:1])
+        hint = f"{kernels} (--set least_speedup=0 keeps it all the same)"
+        pays, why = payoff.worth(job, store, parent.artifact, link.artifact, sizes=sizes, least=1.0, hint=hint)
+    if not pays:
+        say(f"  {link.artifact.stage} is not kept: it {why}; what ships is {link.parent}")
+    return replace(link, kept=pays, reason=f"{link.reason}; {why}" if pays else f"{why}; {link.reason}")
+
+
+def _climbed(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) -> Link:
     """The best of the int8 files that the ladder made."""
-    best, rungs = ladder.climb(job, store, parent.artifact, parent.network)
+    best, rungs = ladder.climb(job, store, parent.artifact, parent.network, teachers)
     say(f"  int8: {best.artifact.size_bytes / 1e6:.2f} MB from {parent.artifact.size_bytes / 1e6:.2f} MB")
     what = f"{ladder.describe(rungs)}, calibrated on {best.step.facts['calibration_images']} train images"
     seconds = sum(row["seconds"] for rung in rungs for row in rung["tried"])

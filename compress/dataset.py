@@ -148,12 +148,14 @@ def _facts(source: Source, parts: dict[str, tuple[np.ndarray, np.ndarray]], frac
     return facts
 
 
+def contents(images: np.ndarray) -> list[bytes]:
+    """A digest of each image's pixels."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+
+
 def _overlaps(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """A sentence for each split whose images are also in another one, pixel for pixel."""
-    seen = {
-        split: [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-        for split, (images, _) in parts.items()
-    }
+    seen = {split: contents(images) for split, (images, _) in parts.items()}
     found = []
     for split, other in (("report", "train"), ("report", "select"), ("select", "train")):
         known = set(seen[other])

@@ -132,6 +132,11 @@ def _risks(levels: np.ndarray) -> tuple[tuple[int, int, Tensor], ...]:
     )
 
 
+def can_saturate(model: Any) -> bool:
+    """Whether a QDQ `model` has weights whose products with activations could leave 16 bits."""
+    return bool(_layers(model))
+
+
 def answers(model: Any, images: np.ndarray, *, saturates: bool) -> tuple[np.ndarray, int]:
     """Logits `[N,K]` of a QDQ `model` on uint8 images `[N,H,W,C]`, and how many pairs of products were clipped."""
     graph = Kernels(model) if saturates else onnx_torch.Graph(model)

@@ -24,6 +24,19 @@ def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None =
     return facts
 
 
+def noise_images(facts: dict[str, Any]) -> float:
+    """One standard error of the difference of right answers from the baseline's, in images: that of paired counts,
+    √(b + c − (b − c)²/n). At least that of one image, since none that differs is no proof that none would.
+    """
+    lost, won = facts["baseline_only"], facts["this_only"]
+    return float(max(1.0, lost + won - (lost - won) ** 2 / facts["n"]) ** 0.5)
+
+
+def noise_points(facts: dict[str, Any]) -> float:
+    """`noise_images` in percentage points."""
+    return 100.0 * noise_images(facts) / facts["n"]
+
+
 def drop_points(facts: dict[str, Any]) -> float:
     """Top-1 lost against the baseline, in percentage points (negative when gained)."""
     return 100.0 * (facts["baseline_correct"] - facts["correct"]) / facts["n"]

@@ -27,7 +27,7 @@ OPSET = 18
 PARITY_TOLERANCE = 1e-3
 
 
-def export_onnx(network: Network, path: Path, *, recipe_digest: str) -> None:
+def export_onnx(network: Network, path: Path, *, recipe_digest: str, opset: int = OPSET) -> None:
     """Write `network` to `path` through torch's dynamo exporter, BatchNorm folded, subnormal weights flushed."""
     folded = fold_batchnorm(network)
     for module in folded.modules():
@@ -44,7 +44,7 @@ def export_onnx(network: Network, path: Path, *, recipe_digest: str) -> None:
             folded,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=["input"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),

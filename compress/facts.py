@@ -86,6 +86,7 @@ def of_run(
         "warnings": [*splits.warnings],
         "tree": measured["tree"],
         "choice": measured["choice"],
+        "elsewhere": measured["elsewhere"],
     }
 
 

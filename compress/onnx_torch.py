@@ -133,8 +133,23 @@ def _quantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor
     if scale.numel() > 1:
         raise InputRejected("activations with a scale per channel are not read here", hint="take one scale a tensor")
     limits = torch.iinfo(zero.dtype if zero is not None else torch.uint8)
-    level = (zero if zero is not None else torch.zeros_like(scale)).to(torch.int32).reshape(1)
-    return torch.fake_quantize_per_tensor_affine(x, scale.reshape(1), level, limits.min, limits.max)
+    offset = 0 if zero is None else int(zero)
+    return _Rounded.apply(x, float(scale), limits.min - offset, limits.max - offset)  # type: ignore[no-any-return]
+
+
+class _Rounded(torch.autograd.Function):
+    """`clip(round(x / scale), low, high) · scale`; torch's own of a tensor is not vectorised, and ten times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.ends = (low - 0.5) * scale, (high + 0.5) * scale
+        return x.div(scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.ends), None, None, None
 
 
 def _dequantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:

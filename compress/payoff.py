@@ -91,4 +91,5 @@ def worth(
         return False, f"is {figures} of {parent.stage} on a machine that finds a difference between equal files"
     if found["ratio"] >= least and found["low"] > 1:
         return True, f"is {figures} faster than {parent.stage}"
-    return False, f"is not {least:g} times as fast as {parent.stage}: {figures}{hint}"
+    wanted = f"is not {least:g} times as fast as" if least > 1 else "is no faster than"
+    return False, f"{wanted} {parent.stage}: {figures}{hint}"

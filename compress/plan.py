@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import answers, catalog, dataset, progress, sampling, teacher_plan, transfer
+from compress import answers, catalog, dataset, progress, sampling, targets, teacher_plan, transfer
 from compress.catalog import Entry
 from compress.errors import InputRejected, UsageError, unknown
 from compress.recipe import MOST_OF_A_LAYER, Recipe, parse_prune
 from compress.store import Store, file_digest, limit_bytes
+from compress.targets import Target
 from compress.teacher_plan import TeacherPlan
 from compress.types import Dataset, Splits
 
@@ -130,7 +131,10 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         tuple(catalog.load("nets", spec, plugins) for spec in specs) for specs in (recipe.assistant, recipe.peer)
     )
     pruner = _pruner(recipe, plugins)
-    quantizer = catalog.load("quantizers", recipe.quantize, plugins) if recipe.quantize else None
+    target = targets.find(recipe.target)
+    quantizer = _quantizer(recipe, target, plugins)
+    if calibrates(quantizer):
+        _refuse_leaked_images(splits)
     for name in recipe.runtimes:
         catalog.load("runtimes", name, plugins)
     data = catalog.load("data", data_spec(recipe, plugins), plugins)
@@ -146,6 +150,8 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         assistant=tuple(entry.spec for entry in assistants),
         peer=tuple(entry.spec for entry in peers),
         pruner=pruner.spec if pruner else recipe.pruner,
+        prune_round_to=recipe.prune_round_to
+        or (target.round_to if pruner and not hasattr(pruner.module, "masks") else 0),
         quantize=quantizer.spec if quantizer else "",
         epochs=epochs,
         teacher_epochs=teacher_epochs,
@@ -169,6 +175,33 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     )
 
 
+def calibrates(quantizer: Entry | None) -> bool:
+    """Whether the quantizer looks at images."""
+    return quantizer is not None and getattr(quantizer.module, "CALIBRATES", True)
+
+
+def _refuse_leaked_images(splits: Splits) -> None:
+    """Raises InputRejected where int8 would be calibrated on images that it is judged by."""
+    judged = set(dataset.contents(splits.report.images))
+    leaked = sum(image in judged for image in dataset.contents(splits.calibrate.images))
+    if leaked:
+        raise InputRejected(
+            f"{leaked} of the {len(splits.calibrate.labels)} train images that would calibrate int8 are also in the "
+            "test set, pixel for pixel: its accuracy there would not be that on new images",
+            hint="take the copies out of train or out of test; another --seed draws other images to calibrate with",
+        )
+
+
+def _quantizer(recipe: Recipe, target: Target, plugins: tuple[Path, ...]) -> Entry | None:
+    """The quantizer, its knobs the target's unless the user set them."""
+    if not recipe.quantize:
+        return None
+    entry = catalog.load("quantizers", recipe.quantize, plugins, defaults=target.knobs())
+    if hasattr(entry.module, "check"):
+        entry.module.check(entry.config)
+    return entry
+
+
 def _pruner(recipe: Recipe, plugins: tuple[Path, ...]) -> Entry | None:
     """The pruner, where there is something to prune. Raises UsageError for a target that is not its own."""
     target = parse_prune(recipe.prune)
@@ -181,7 +214,7 @@ def _pruner(recipe: Recipe, plugins: tuple[Path, ...]) -> Entry | None:
             f"--prune {recipe.prune}: `{entry.name}` sets single weights to zero, which leaves {kind} as they are",
             hint="give the part of the weights, as in --prune 0.8, or take --pruner magnitude",
         )
-    if hasattr(entry.module, "masks") and (recipe.prune_scope, recipe.prune_round_to) != ("global", 8):
+    if hasattr(entry.module, "masks") and (recipe.prune_scope, recipe.prune_round_to) != ("global", 0):
         raise UsageError(f"prune_scope and prune_round_to are for channels: `{entry.name}` looks at single weights")
     if kind == "latency" and recipe.prune_steps > 1:
         raise UsageError(
@@ -260,9 +293,11 @@ def describe(job: Job) -> list[str]:
             f"prune    {pruning_words(recipe, job.pruner)} by {job.pruner.label}, {recipe.recover_epochs} epochs"
             + (f" in {recipe.prune_steps} steps" if recipe.prune_steps > 1 else "")
         )
+    if recipe.target != "generic":
+        lines.append(f"target   {recipe.target}: {targets.find(recipe.target).about}")
     if job.quantizer:
         calibrated = f", calibrated on {len(splits.calibrate.labels)} train images"
-        lines.append(f"quantize {job.quantizer.label}" + calibrated * getattr(job.quantizer.module, "CALIBRATES", True))
+        lines.append(f"quantize {job.quantizer.label}" + calibrated * calibrates(job.quantizer))
     lines.append(
         f"measure  {', '.join(recipe.runtimes)}; tier {recipe.tier}; threads {', '.join(recipe.threads)}; "
         f"seed {recipe.seed}"
@@ -273,7 +308,7 @@ def describe(job: Job) -> list[str]:
 def warn_of_few_images(job: Job) -> None:
     """Ranges of few images are no more than theirs."""
     count = len(job.splits.calibrate.labels)
-    if getattr(job.quantizer and job.quantizer.module, "CALIBRATES", True) and count < dataset.MIN_CALIBRATION_IMAGES:
+    if calibrates(job.quantizer) and count < dataset.MIN_CALIBRATION_IMAGES:
         progress.say(
             f"warning: only {count} images to calibrate with; {dataset.MIN_CALIBRATION_IMAGES} give steadier ranges"
         )

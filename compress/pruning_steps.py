@@ -51,7 +51,7 @@ def pruned(job: Job, store: Store, student: Step, teachers: tuple[Step, ...]) ->
     plan = training_steps.student_plan(job, recipe.recover_epochs / recipe.prune_steps, rate)
     for number in range(1, recipe.prune_steps + 1):
         name = "pruned" if recipe.prune_steps == 1 else f"pruned, step {number} of {recipe.prune_steps}"
-        cut = _cut_step(job, store, current, number, cuts[0] if cuts else None)
+        cut = cut_step(job, store, current, number, cuts[0] if cuts else None)
         network = training_steps.trained(job, cut)
         masked = hasattr(job.pruner.module, "masks")
         current = train(name=name, network=network, plan=plan, start=cut.key, hold_zeros=masked)
@@ -59,7 +59,7 @@ def pruned(job: Job, store: Store, student: Step, teachers: tuple[Step, ...]) ->
     return dataclasses.replace(current, facts={**current.facts, "pruning": cuts})
 
 
-def _cut_step(job: Job, store: Store, student: Step, number: int, first: dict[str, Any] | None) -> Step:
+def cut_step(job: Job, store: Store, student: Step, number: int, first: dict[str, Any] | None) -> Step:
     """The student after the cut with this number (from 1), its BatchNorm statistics estimated anew. `first` are the
     facts of the first cut: what there was in the beginning.
     """

@@ -21,13 +21,14 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How numbers become integers. Activations are unsigned with a zero point unless `symmetric`: then signed, zero
-    point 0. Weights are int8, symmetric, −127 to 127, or uint8 with a zero point; `reduce_range`: one bit less.
+    """How numbers become integers. Activations are uint8 or int8, with a zero point unless `symmetric`. Weights are
+    int8, symmetric, −127 to 127, or uint8 with a zero point; `reduce_range`: one bit less.
     """
 
     per_channel: bool = True
     weights: str = "int8"
     reduce_range: bool = False
+    activations: str = "uint8"
     symmetric: bool = False
 
 
@@ -109,7 +110,7 @@ def write(
         scheme.per_channel,
         scheme.reduce_range,
         QuantType.QUInt8 if scheme.weights == "uint8" else QuantType.QInt8,
-        QuantType.QInt8 if scheme.symmetric else QuantType.QUInt8,
+        QuantType.QInt8 if scheme.activations == "int8" else QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, known),
         [],
         left_out,
@@ -120,6 +121,7 @@ def write(
     quantizer.model.topological_sort()
     quantized = quantizer.model.model
     quantized.producer_name = "onnx.quantize"
+    _drop_zeros(quantized)
     finish(quantized, target, "int8")
     return {
         "float_nodes": sorted(left_out),
@@ -129,14 +131,17 @@ def write(
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """A quantized Conv or Gemm: its node, its integer weight with scale and zero point, its int32 bias (None without
-    one, or where others read it) and the scale of that.
+    """A quantized Conv or Gemm: its node, its integer weight with scale and zero point along `axis`, from `low` to
+    `high`; its int32 bias (None without one, or where others read it) and the scale of that.
     """
 
     node: Any
     weight: Any
     scale: np.ndarray
     zero: np.ndarray
+    axis: int
+    low: int
+    high: int
     bias: Any
     bias_scale: np.ndarray | None
 
@@ -155,17 +160,25 @@ def quantized_layers(model: Any) -> list[QuantizedLayer]:
             return None, None, None
         if read.count(maker.output[0]) > 1 or read.count(maker.input[0]) > 1:
             return None, None, None
-        return constants[maker.input[0]], *(numpy_helper.to_array(constants[name]) for name in maker.input[1:3])
+        scale, *zero = (numpy_helper.to_array(constants[name]) for name in maker.input[1:3])
+        return constants[maker.input[0]], scale, (zero[0] if zero else np.zeros(1, np.int8))
 
     found = []
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
             weight, scale, zero = stored(node, 1)
             bias, bias_scale, _ = stored(node, 2)
-            if weight is not None:
-                found.append(
-                    QuantizedLayer(node=node, weight=weight, scale=scale, zero=zero, bias=bias, bias_scale=bias_scale)
+            if weight is None:
+                continue
+            levels = numpy_helper.to_array(weight)
+            found.append(
+                QuantizedLayer(
+                    # of the scheme that the file was written by: with 7 bits, half of the values of a type are used
+                    node=node, weight=weight, scale=scale, zero=zero, low=int(levels.min()), high=int(levels.max()),
+                    axis=0 if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute) else 1,
+                    bias=bias, bias_scale=bias_scale,
                 )
+            )  # fmt: skip
     return found
 
 
@@ -176,7 +189,27 @@ def finish(model: Any, target: Path, precision: str) -> None:
     for entry in [e for e in model.metadata_props if e.key.startswith("onnx.") or e.key == PRECISION_KEY]:
         model.metadata_props.remove(entry)
     model.metadata_props.add(key=PRECISION_KEY, value=precision)
+    del model.graph.value_info[:]  # every reader infers shapes by itself
     onnx.save(model, target)
+
+
+def _drop_zeros(model: Any) -> None:
+    """Leave out the zero points of convolutions' weights and biases, which are zero unless given: one number a channel
+    each. (Those of a Gemm stay: onnxruntime makes no int8 kernel of one without.)
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = {name: node.op_type for node in model.graph.node for name in node.input}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in constants:
+            continue
+        zero = numpy_helper.to_array(constants[node.input[2]])
+        if readers.get(node.output[0]) == "Conv" and zero.dtype in (np.int8, np.int32) and not zero.any():
+            del node.input[2]
+    read = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in constants.values() if tensor.name not in read]:
+        model.graph.initializer.remove(tensor)
 
 
 def in_float(path: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import artifact_steps, evaluate, ladder, plan, publish, training_steps
+from compress import artifact_steps, evaluate, judge, ladder, plan, publish, training_steps
 from compress.errors import InputRejected, UsageError
 from compress.plan import Job
 from compress.recipe import Recipe
@@ -16,6 +16,7 @@ from compress.store import Store
 from compress.types import Artifact
 
 PREPROCESSING_KEYS = ("compress.preprocessing", "compress.normalisation")
+LEAST_OPSET = 13  # of QuantizeLinear and DequantizeLinear with an axis
 QUANTIZED_OPERATORS = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger",
 )  # fmt: skip
@@ -23,12 +24,15 @@ QUANTIZED_OPERATORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """What was written, the float file that it came from, counts of both on the `report` split, and the ladder."""
+    """What was written, the float file that it came from, counts of both on the `report` split, the ladder, and what is
+    known of other CPUs.
+    """
 
     artifact: Artifact
     parent: Artifact
     counts: dict[str, Any]
     rungs: list[dict[str, Any]]
+    elsewhere: list[dict[str, Any]]
 
 
 def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store) -> Quantized:
@@ -49,7 +53,10 @@ def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store
     logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", report)
     publish.write_artifact(target, artifact, report, logits)
     counts = evaluate.counts(logits, report.labels, expected)
-    return Quantized(artifact=replace(artifact, path=target), parent=parent, counts=counts, rungs=rungs)
+    return Quantized(
+        artifact=replace(artifact, path=target), parent=parent, counts=counts, rungs=rungs,
+        elsewhere=judge.elsewhere(job, store, [(artifact, parent)]),
+    )  # fmt: skip
 
 
 def _made(job: Job, store: Store, parent: Artifact) -> tuple[Artifact, list[dict[str, Any]]]:
@@ -69,6 +76,12 @@ def _refuse(found: Artifact, recipe: Recipe) -> None:
     if found.precision != "float32" or marks:
         raise InputRejected(
             f"{path} is quantized already ({', '.join(marks) or found.precision})", hint="start from the float file"
+        )
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < LEAST_OPSET:
+        raise InputRejected(
+            f"{path} has opset {opset}; a scale for each channel of a weight needs {LEAST_OPSET}",
+            hint=f"export it anew, or convert it: onnx.version_converter.convert_version(model, {LEAST_OPSET})",
         )
     if not any(recipe.teacher_mean) and not {entry.key for entry in model.metadata_props} & set(PREPROCESSING_KEYS):
         channels = found.input_shape[0]

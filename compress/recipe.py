@@ -83,15 +83,19 @@ class Recipe:
     prune_scope: str = knob(
         "global", "channels compete with those of all layers, or with those of their own", choices=("global", "uniform")
     )
-    prune_round_to: int = knob(8, "widths that pruning leaves are multiples of this", low=1, high=256)
+    prune_round_to: int = knob(
+        0, "widths that pruning leaves are multiples of this; 0: as the target wants", low=0, high=256
+    )
     prune_steps: int = knob(1, "prune little by little, with recovery after each step", low=1, high=100)
     least_speedup: float = knob(
         1.15,
-        "a pruned stage is kept if it is that much faster than its parent; 0: any that is accurate",
+        "a pruned stage is kept if it is that much faster than its parent, int8 if it is faster at all; 0: any that "
+        "is accurate",
         low=0,
         high=100,
     )
     quantize: str = knob("", "quantizer; empty: the artifact stays float")
+    target: str = knob("generic", "where the artifact will run: generic, cpu-vnni, cpu-avx2, arm64, cuda or tensorrt")
     max_drop: float = knob(1.0, "most top-1 that a stage may cost against its parent, in points", low=0, high=100)
 
     epochs: int = knob(0, "epochs of distillation; 0: from the number of images", low=0, high=100_000)

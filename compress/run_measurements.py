@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compress import artifact_steps, evaluate, facts, measuring, training_steps, tree_facts
+from compress import artifact_steps, evaluate, facts, judge, measuring, training_steps, tree_facts
 from compress.catalog import load as load_entry
 from compress.chain import Link
 from compress.errors import CompressError, Unmeasurable
@@ -50,7 +50,13 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
         "tree": _tree(job, links),
+        "elsewhere": judge.elsewhere(job, store, _with_parents(links)),
     }
+
+
+def _with_parents(links: list[Link]) -> list[tuple[Artifact, Artifact]]:
+    of_stage = {link.artifact.stage: link.artifact for link in links}
+    return [(link.artifact, of_stage[link.parent]) for link in links if link.parent]
 
 
 def _tree(job: Job, links: list[Link]) -> dict[str, Any] | None:

@@ -13,7 +13,9 @@ from compress import emulate, environment
 SATURATES = environment.int8_saturates(environment.capture())
 
 
-def one_layer(weight: np.ndarray, *, zero: int = 0, pads: tuple[int, ...] = (0, 0, 0, 0), groups: int = 1) -> onnx.ModelProto:
+def one_layer(
+    weight: np.ndarray, *, zero: int = 0, pads: tuple[int, ...] = (0, 0, 0, 0), groups: int = 1
+) -> onnx.ModelProto:
     """A file of one int8 convolution `[O,C,kh,kw]`: inputs in steps of 1/255, so levels are pixels plus `zero`."""
     outputs, channels = weight.shape[0], weight.shape[1] * groups
     nodes = [

@@ -7,12 +7,13 @@ import torch
 from test_pruning_steps import digits
 from test_report import make_facts
 
-from compress import artifact_steps, environment, evaluate, ladder, plan, schedules
+from compress import artifact_steps, environment, evaluate, int8_steps, ladder, plan, schedules
 from compress.recipe import Recipe
-from compress.report import html, markdown, plots_ladder, rows, schema
+from compress.report import html, markdown, plots_ladder, rows, rows_ladder, schema
 from compress.store import Store
 
 STUDENT = "resnet_cifar:depth=8,stem=8,channels=8"
+STEPS = {"rounding_steps": 20}
 NAMES = [rung.name for rung in ladder.RUNGS]
 
 
@@ -53,20 +54,21 @@ def test_every_rung_is_tried_in_order_and_the_best_file_wins(climbed) -> None:
     assert [record["rung"] for record in records] == NAMES and not any(record["left_out"] for record in records)
     tried = {record["rung"]: record["tried"] for record in records}
     assert [row["knobs"]["calibrator"] for row in tried["better calibrator"]] == ["percentile", "mse", "entropy"]
-    assert tried["per-channel min-max"][0]["knobs"] == {}
+    assert tried["per-channel min-max"][0]["knobs"] == STEPS
     assert all(row["reestimated"] for row in tried["BatchNorm re-estimation"])
-    assert [row["layers"] for row in tried["sensitive layers in float"]][0] and len(
-        tried["sensitive layers in float"]
-    ) == 2
-    every = [(row["correct"], row["agree"]) for record in records for row in record["tried"]]
-    assert best.worth == max(every)
+    in_float = [rows_ladder.layers_in_float(row) for row in tried["sensitive layers in float"]]
+    assert len(in_float) == 2 and in_float[0] and set(in_float[0]) < set(in_float[1])
+    (trained,) = tried["quantization-aware training"]
+    assert trained["trained_epochs"] == 1, "at least one"
+    assert trained["knobs"].get("reduce_range") or trained["knobs"]["weights"] == "uint8", "it must not saturate"
     standing: dict = {}
     for record in records:
         for row in record["tried"]:
-            assert standing.items() <= row["knobs"].items(), "each is tried on top of what helped, and of nothing else"
+            kept = {k: v for k, v in standing.items() if row["knobs"].get(k) != v}
+            assert set(kept) <= {"reduce_range"}, "each is tried on top of what helped, and of nothing else"
             assert len(row["knobs"]) - len(standing) <= 2
-        if record["helped"]:
-            standing = max(record["tried"], key=lambda row: (row["correct"], row["agree"]))["knobs"]
+        assert record["helped"] == any(row["better"] for row in record["tried"])
+        standing = next((row["knobs"] for row in reversed(record["tried"]) if row["better"]), standing)
     assert standing == best.how.knobs
 
 
@@ -90,10 +92,56 @@ def test_a_ladder_climbed_again_makes_nothing(climbed, made, monkeypatch) -> Non
     assert records == climbed[1] and best.artifact == climbed[0].artifact
 
 
+def counted(correct: int, agree: int, *, lost: int = 10, won: int = 10) -> dict:
+    return {"n": 1000, "correct": correct, "agree": agree, "baseline_only": lost, "this_only": won}
+
+
+def tried(**counts) -> int8_steps.Tried:
+    return int8_steps.Tried(how=None, step=None, artifact=None, counts=counted(**counts))
+
+
+def test_files_are_told_apart_by_right_answers_and_within_chance_by_agreement() -> None:
+    """20 images differ from the float file's: chance alone moves √20 = 4.5 of them."""
+    standing = tried(correct=900, agree=970)
+    assert tried(correct=905, agree=960).better_than(standing), "more than chance"
+    assert not tried(correct=904, agree=960).better_than(standing), "chance, and farther from the float file"
+    assert tried(correct=896, agree=980).better_than(standing), "chance, and nearer to the float file"
+    assert not tried(correct=895, agree=990).better_than(standing)
+
+
+@pytest.mark.parametrize("lost,won,max_drop,enough", [(10, 10, 0.5, True), (10, 10, 0.4, False), (0, 0, 0.1, True)])
+def test_a_loss_has_to_be_allowed_with_one_standard_error_added(lost, won, max_drop, enough) -> None:
+    """No point lost, give or take √20 of 1,000 images: 0.45 points; where none differs, one image."""
+    counts = counted(900, 970, lost=lost, won=won) | {"baseline_correct": 900}
+    found = int8_steps.Tried(how=None, step=None, artifact=None, counts=counts)
+    assert ladder._good_enough(found, job_of(max_drop=max_drop)) is enough
+
+
+def test_a_target_sets_the_first_knobs_and_the_user_has_the_last_word() -> None:
+    assert ladder._first_knobs(job_of()) == STEPS
+    assert ladder._first_knobs(job_of(target="cpu-avx2")) == STEPS | {"reduce_range": True}
+    assert ladder._first_knobs(job_of(target="tensorrt")) == STEPS | {"activations": "int8", "symmetric": True}
+    assert ladder._first_knobs(job_of(target="arm64", quantize="int8_qat")) == {
+        "activations": "int8", "calibrator": "mse",
+    }  # fmt: skip
+    assert job_of(target="cpu-avx2", quantize="int8").quantizer.config.reduce_range
+    assert not job_of(target="cpu-avx2", quantize="int8:reduce_range=false").quantizer.config.reduce_range
+
+
+def test_training_alone_is_one_rung(made, monkeypatch) -> None:
+    store, student, parent = made
+    monkeypatch.setattr(environment, "int8_saturates", lambda found: True)
+    best, records = ladder.climb(job_of(quantize="int8_qat:teacher_weight=0"), store, parent, student)
+    assert [record["rung"] for record in records] == ["quantization-aware training"]
+    assert best.how.trained and best.how.knobs == {"calibrator": "mse", "reduce_range": True}
+    again, _ = ladder.climb(job_of(quantize="int8_qat:teacher_weight=0"), store, parent, student)
+    assert again.step.reused and again.artifact == best.artifact
+
+
 def test_it_stops_at_the_first_file_that_costs_no_more_than_allowed(made) -> None:
     store, student, parent = made
     best, records = ladder.climb(job_of(max_drop=100.0), store, parent, student)
-    assert [record["rung"] for record in records] == NAMES[:1] and best.how.knobs == {}
+    assert [record["rung"] for record in records] == NAMES[:1] and best.how.knobs == STEPS
 
 
 def test_rungs_that_cannot_be_tried_say_why(made, monkeypatch) -> None:
@@ -103,19 +151,21 @@ def test_rungs_that_cannot_be_tried_say_why(made, monkeypatch) -> None:
     job = job_of(quantize="int8_auto:rounding_steps=20,most_float=0")
     _, records = ladder.climb(job, store, parent, None)
     reasons = {record["rung"]: record["left_out"] for record in records if record["left_out"]}
-    print(reasons)
-    assert list(reasons) == ["BatchNorm re-estimation", "weights that cannot saturate", "sensitive layers in float"]
-    assert "only a file" in reasons["BatchNorm re-estimation"]
+    assert list(reasons) == [
+        "BatchNorm re-estimation", "weights that cannot saturate", "sensitive layers in float",
+        "quantization-aware training",
+    ]  # fmt: skip
+    assert "only a file" in reasons["BatchNorm re-estimation"] and "only a file" in list(reasons.values())[-1]
 
 
 def test_weights_on_the_grid_are_rounded_by_output_channel() -> None:
     weight = torch.randn(6, 3, 3, 3)
-    found = ladder.on_grid(weight)
+    found = int8_steps.on_grid(weight)
     scale = weight.flatten(1).abs().amax(1) / 127
     levels = found / scale.reshape(-1, 1, 1, 1)
     assert torch.allclose(levels, levels.round(), atol=1e-3) and levels.abs().max() <= 127.001
     assert (found - weight).abs().max() <= 0.501 * scale.max()
-    assert torch.equal(ladder.on_grid(torch.zeros(2, 1, 1, 1)), torch.zeros(2, 1, 1, 1))
+    assert torch.equal(int8_steps.on_grid(torch.zeros(2, 1, 1, 1)), torch.zeros(2, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -130,17 +180,18 @@ def test_products_saturate_on_x86_without_vnni(isa: tuple[str, ...], saturates: 
 def row(**values):
     return {
         "knobs": {}, "reestimated": False, "n": 100, "correct": 90, "parent_correct": 95, "parent_only": 7,
-        "this_only": 2, "agree": 91, "size_bytes": 50_000, "seconds": 3.0, "layers": [], **values,
+        "this_only": 2, "agree": 91, "size_bytes": 50_000, "seconds": 3.0, "trained_epochs": 0,
+        "emulated": False, "better": False, **values,
     }  # fmt: skip
 
 
 def test_the_report_shows_every_rung() -> None:
     facts = make_facts()
     layers = [{"layer": f"body.<b>{i}", "noise_share": 0.01 + 0.01 * i} for i in range(3)]
-    kept = row(knobs={"keep_float": "body.<b>0"}, layers=["body.<b>0"], correct=95, agree=97)
+    kept = row(knobs={"keep_float": "body.<b>0"}, correct=95, agree=97, better=True)
     stage = next(s for s in facts["stages"] if s["name"] == "int8")
     stage["ladder"] = [
-        {"rung": "per-channel min-max", "tried": [row()], "left_out": "", "helped": True},
+        {"rung": "per-channel min-max", "tried": [row(better=True)], "left_out": "", "helped": True},
         {"rung": "BatchNorm re-estimation", "tried": [], "left_out": "it has <none>", "helped": False},
         {"rung": "better calibrator", "tried": [row(knobs={"calibrator": "mse"})], "left_out": "", "helped": False},
         {"rung": "sensitive layers in float", "tried": [kept], "left_out": "", "helped": True,

@@ -71,6 +71,7 @@ def test_a_file_of_ones_own_is_quantized_and_judged(model: Path, splits: Splits,
     assert "per-channel min-max" in done.output and "of 359 report images" in done.output
     kinds = qdq.in_float(target)
     assert f"in float: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}" in done.output
+    assert "emulated" in done.output and "measured" in done.output or "every CPU: measured" in done.output
 
 
 def test_a_file_that_says_nothing_of_itself_needs_its_normalisation(foreign: Path, splits: Splits, store) -> None:
@@ -94,6 +95,21 @@ def test_what_is_quantized_already_is_refused(model: Path, store: Store, tmp_pat
         found = files.open_onnx(again, tmp_path)
         quantize_file.quantize_file(found, Recipe(quantize="int8"), model.parent / "x.onnx", store=store)
     assert not (model.parent / "x.onnx").exists()
+
+
+def test_an_opset_without_scales_per_channel_is_refused(model: Path, store: Store, tmp_path: Path) -> None:
+    old = onnx.load(model)
+    del old.opset_import[:]
+    old.opset_import.append(onnx.helper.make_opsetid("", 11))
+    onnx.save(old, tmp_path / "old.onnx")
+    found = dataclasses.replace(files.open_onnx(model, tmp_path), path=tmp_path / "old.onnx")
+    with pytest.raises(InputRejected, match="opset 11; a scale for each channel of a weight needs 13"):
+        quantize_file.quantize_file(found, Recipe(quantize="int8"), tmp_path / "x.onnx", store=store)
+
+
+def test_a_file_cannot_be_trained(model: Path, store: Store) -> None:
+    done = CliRunner().invoke(compress, ["quantize", str(model), "--data", "digits", "--quantize", "int8_qat"])
+    assert isinstance(done.exception, UsageError) and "only a file" in str(done.exception)
 
 
 def test_the_model_is_never_written_over(model: Path, store: Store) -> None:

@@ -10,7 +10,7 @@ from compress.errors import UsageError
 
 
 @click.command(
-    name="list", short_help="List data sets, networks, methods, pruners, quantizers, runtimes; or recipe keys."
+    name="list", short_help="List data sets, networks, methods, pruners, quantizers, runtimes, targets; or recipe keys."
 )
 @click.argument("kind", required=False)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
@@ -32,6 +32,7 @@ def command(
     compress list nets --input 3x224x224 --classes 1000
     compress list nets mobilenet torchvision:resnet18 --input 3x224x224
     compress list recipe
+    compress list targets
     """
     files = options.existing_plugins(plugins)
     if input_ is not None or classes is not None:
@@ -45,10 +46,13 @@ def command(
 
         _knobs(Recipe)
         return
+    if kind == "targets":
+        _targets()
+        return
     if kind is not None and kind not in catalog.KINDS:
         from compress.errors import unknown
 
-        raise unknown("kind", kind, [*catalog.KINDS, "recipe"])
+        raise unknown("kind", kind, [*catalog.KINDS, "recipe", "targets"])
     if kind and name:
         entry = catalog.load(kind, name, files)
         click.echo((entry.module.__doc__ or "").strip() + "\n")
@@ -75,6 +79,16 @@ def _costs(
 
     shape = costs.parse_input(input_)
     click.echo(costs.table(names, shape, number, Store.default(), plugins))
+
+
+def _targets() -> None:
+    from compress.targets import TARGETS
+
+    for target in TARGETS:
+        form = [f"{'symmetric ' * target.symmetric}{target.activations} activations", "int8 weights"]
+        form += ["of 7 bits"] * target.reduce_range
+        widths = f"opset {target.opset}; widths in steps of {target.round_to}"
+        click.echo(f"  {target.name:<10} {target.about}\n{'':13}{' '.join([', '.join(form[:2]), *form[2:]])}; {widths}")
 
 
 def _knobs(config_class: type) -> None:

@@ -23,7 +23,7 @@ threads = click.option("--threads", default="1", show_default=True, help="Number
 # what has a flag of its own; every other key of a recipe is set by --set
 _FLAGS = (
     "data", "teacher", "teacher_checkpoint", "teacher_mean", "teacher_std", "student", "width", "max_latency",
-    "max_size", "screen_epochs", "kd", "prune", "pruner", "quantize", "epochs", "views", "assistant", "peer",
+    "max_size", "screen_epochs", "kd", "prune", "pruner", "quantize", "target", "epochs", "views", "assistant", "peer",
     "generations", "unlabelled", "transfer_lacks", "max_drop", "runtimes", "seed", "device", "out", "on_bad",
 )  # fmt: skip
 

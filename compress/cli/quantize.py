@@ -1,6 +1,7 @@
 """`compress quantize`: an ONNX file of the user's own, quantized and judged."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,10 +15,12 @@ from compress.cli import options
 @click.option("--mean", default="", help="Mean of the images in [0,1], if the file does not normalise by itself.")
 @click.option("--std", default="", help="Their standard deviation.")
 @click.option("--max-drop", default="1", show_default=True, help="Points of top-1 that it may cost on select.")
+@click.option("--target", default="generic", show_default=True, help="Where it will run: see `compress list targets`.")
 @click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
 @click.option("--out", default=None, type=click.Path(path_type=Path), help="File to write [MODEL.PRECISION.onnx].")
 def command(
-    model: Path, data: str, quantize: str, mean: str, std: str, max_drop: str, on_bad: str, out: Path | None
+    model: Path, data: str, quantize: str, mean: str, std: str, max_drop: str, target: str, on_bad: str,
+    out: Path | None,
 ) -> None:  # fmt: skip
     """Quantize an ONNX classifier, calibrated on the data's train images, and count what it costs on the report split.
 
@@ -30,29 +33,34 @@ def command(
     from compress.recipe import as_dict, from_values
     from compress.report import format as fmt
     from compress.report.estimates import measured
+    from compress.report.rows_elsewhere import elsewhere_rows
     from compress.report.rows_ladder import ladder_rows
     from compress.store import Store
 
     precision = catalog.load("quantizers", quantize).module.PRECISION
-    target = out or model.with_suffix(f".{precision}.onnx")
-    if target == model:
-        raise UsageError(f"--out {target} is the model itself", hint="name another file")
+    written = out or model.with_suffix(f".{precision}.onnx")
+    if written == model:
+        raise UsageError(f"--out {written} is the model itself", hint="name another file")
     store = Store.default()
     found = files.open_onnx(model, store.root / "scratch")
     known = files.data_for((), [found], data, on_bad)
-    values = {"quantize": quantize, "max_drop": max_drop, "teacher_mean": [mean], "teacher_std": [std]}
+    values: dict[str, Any] = {"quantize": quantize, "target": target, "max_drop": max_drop}
+    values |= {"teacher_mean": [mean], "teacher_std": [std]}
     recipe = from_values({**as_dict(known), **values})
-    done = quantize_file.quantize_file(found, recipe, target, store=store)
+    done = quantize_file.quantize_file(found, recipe, written, store=store)
     for row in ladder_rows({"stages": [{"ladder": done.rungs}]}):
         cost = fmt.points_interval(row["cost_on_select_fraction"]) if row["word"] != "left out" else ""
         click.echo(f"{row['word']:<9} {row['rung']:<28} {cost:<26} {row['what']}")
     counts = done.counts
     lost = stats.paired_difference(counts["baseline_only"], counts["this_only"], counts["n"])
-    floats = ", ".join(f"{count} {kind}" for kind, count in qdq.in_float(target).items())
+    floats = ", ".join(f"{count} {kind}" for kind, count in qdq.in_float(written).items())
     click.echo(
-        f"{target}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
+        f"{written}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
         f"{counts['correct'] / counts['n']:.2%} of {counts['n']} report images, {fmt.points_interval(measured(*lost))}"
     )
     if floats:
         click.echo(f"in float: {floats}")
-    options.next_step(f"compress bench {model} {target} --data {data}")
+    for row in elsewhere_rows({"elsewhere": done.elsewhere}):
+        cost = f", {fmt.points_interval(row['cost_fraction'])} on {row['n']} images" if row["n"] else ""
+        click.echo(f"{row['where']}: {row['how']}{cost}" + (f"; {row['words']}" if row["words"] else ""))
+    options.next_step(f"compress bench {model} {written} --data {data}")

@@ -14,6 +14,7 @@ from compress.errors import CompressError
 
 PRECISION = "float16"
 CALIBRATES = False
+FOR_BYTES = True
 
 
 def apply(config: Any, source: Path, target: Path, calibration: np.ndarray, scratch: Path) -> dict[str, Any]:
@@ -35,7 +36,6 @@ def apply(config: Any, source: Path, target: Path, calibration: np.ndarray, scra
                 )
     kept = qdq.normalisation(prepared)
     halved = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept))
-    del halved.graph.value_info[:]  # of the types that were
     sorted_ = ONNXModel(halved)
     sorted_.topological_sort()
     qdq.finish(sorted_.model, target, PRECISION)

@@ -15,6 +15,7 @@ from compress import qdq
 
 PRECISION = "int8_weights"
 CALIBRATES = False
+FOR_BYTES = True
 LEVELS = 127
 
 

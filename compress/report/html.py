@@ -211,6 +211,12 @@ def _ladder(document: dict[str, Any]) -> Markup | None:
     return _section("How int8 was repaired", _note(words.LADDER), tables.ladder(document), figure)
 
 
+def _elsewhere(document: dict[str, Any]) -> Markup | None:
+    if not document["derived"]["elsewhere"]:
+        return None
+    return _section("int8 on other CPUs", _note(words.ELSEWHERE), tables.elsewhere(document))
+
+
 def _choice(document: dict[str, Any]) -> Markup | None:
     choice = document.get("choice")
     if not choice:
@@ -283,6 +289,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _plots(document, labels),
         _stages(document, labels),
         _ladder(document),
+        _elsewhere(document),
         _choice(document),
         _tree(document),
         _section("Latency in detail", tables.latency_detail(document, labels)),

@@ -188,6 +188,17 @@ def _ladder_lines(document: dict[str, Any]) -> list[str]:
     return [*lines, *(heading + layers if layers else [])]
 
 
+def _elsewhere_lines(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in document["derived"]["elsewhere"]:
+        cost = (
+            [f"top-1 {fmt.points_interval(row['cost_fraction'])} on {fmt.count(row['n'])} images"] if row["n"] else []
+        )
+        said = "; ".join([row["how"], *cost, *([row["words"]] if row["words"] else [])])
+        lines.append(f"- **{escaped(row['stage'])}**, {escaped(row['where'])}: {escaped(said)}")
+    return lines
+
+
 def _choice_lines(document: dict[str, Any]) -> list[str]:
     choice, lines = document["choice"], []
     for row in document["derived"]["choice"]:
@@ -230,6 +241,8 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
     if document["derived"]["ladder"]:
         parts += ["## How int8 was repaired", "", *_ladder_lines(document), ""]
+    if document["derived"]["elsewhere"]:
+        parts += ["## int8 on other CPUs", "", *_elsewhere_lines(document), ""]
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from compress.report import svg
 from compress.report.markup import Markup
+from compress.report.rows_ladder import layers_in_float
 
 MOST = 12  # bars; the rest make less
 _ROW = 22.0
@@ -15,9 +16,8 @@ def _seen(document: dict[str, Any]) -> tuple[dict[str, Any], set[str]] | None:
     for stage in document["stages"]:
         for rung in stage.get("ladder") or []:
             if rung.get("layers"):
-                kept = [tried for tried in rung["tried"] if rung["helped"]]
-                best = max(kept, key=lambda tried: (tried["correct"], tried["agree"]), default=None)
-                return rung["layers"], set(best["layers"]) if best else set()
+                best = next((tried for tried in reversed(rung["tried"]) if tried["better"]), None)
+                return rung["layers"], set(layers_in_float(best)) if best else set()
     return None
 
 

@@ -1,7 +1,7 @@
 """From raw facts to every number that a report shows. No other module derives one.
 
-The parts are in `rows_cells` (latency), `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder` and
-`rows_verdict`.
+The parts are in `rows_cells` (latency), `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder`,
+`rows_elsewhere` and `rows_verdict`.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from compress import stats
 from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import aa_row, cell_rows, teacher_stage
+from compress.report.rows_elsewhere import elsewhere_rows
 from compress.report.rows_ladder import ladder_rows
 from compress.report.rows_limits import choice_rows
 from compress.report.rows_stages import size_ratio, stage_rows
@@ -50,8 +51,8 @@ def _points(cells: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> list
 def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
-    Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `verdict`,
-    `teacher`, `primary_cell`, `short_tier`.
+    Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
+    `verdict`, `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -73,5 +74,6 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "tree": tree_row(facts),
         "choice": choice_rows(facts),
         "ladder": ladder_rows(facts),
+        "elsewhere": elsewhere_rows(facts),
         "verdict": verdict(facts, cell, row, aa, size),
     }

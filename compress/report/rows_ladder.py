@@ -20,10 +20,9 @@ def _rows_of(rung: dict[str, Any]) -> list[dict[str, Any]]:
         nothing = missing(rung["left_out"])
         return [{"rung": rung["rung"], "word": "left out", "what": rung["left_out"], "cost_on_select_fraction": nothing,
                  "agreement_fraction": nothing, "size_bytes": None, "seconds": None}]  # fmt: skip
-    best = max(rung["tried"], key=lambda tried: (tried["correct"], tried["agree"]))
     rows = []
     for tried in rung["tried"]:
-        word = "better" if rung["helped"] and tried is best else "no better"
+        word = "better" if tried["better"] else "no better"
         cost = stats.paired_difference(tried["parent_only"], tried["this_only"], tried["n"])
         rows.append({
             "rung": rung["rung"], "word": word, "what": _what(tried),
@@ -36,8 +35,13 @@ def _rows_of(rung: dict[str, Any]) -> list[dict[str, Any]]:
 
 _WORDS = {
     "calibrator": "{}", "equalise": "equalised", "correct_bias": "biases corrected", "reduce_range": "7-bit weights",
-    "weights": "{} weights", "rounding": "{} rounding",
+    "weights": "{} weights", "rounding": "{} rounding", "activations": "{} activations", "symmetric": "zero point 0",
 }  # fmt: skip
+
+
+def layers_in_float(tried: dict[str, Any]) -> list[str]:
+    """The layers of a file that were left in float."""
+    return [layer for layer in tried["knobs"].get("keep_float", "").split("+") if layer]
 
 
 def _what(tried: dict[str, Any]) -> str:
@@ -45,6 +49,8 @@ def _what(tried: dict[str, Any]) -> str:
     knobs = tried["knobs"]
     words = [_WORDS[name].format(value) for name, value in knobs.items() if name in _WORDS and value]
     words += ["re-estimated"] if tried["reestimated"] else []
-    layers = ", ".join(layer.removeprefix("body.") for layer in tried["layers"])
-    words += [f"in float: {layers}"] if layers else []
+    kept = ", ".join(layer.removeprefix("body.") for layer in layers_in_float(tried))
+    words += [f"in float: {kept}"] if kept else []
+    words += [f"trained for {tried['trained_epochs']:g} epochs"] if tried["trained_epochs"] else []
+    words += ["emulated"] if tried["emulated"] else []
     return "; ".join(words) or "min-max"

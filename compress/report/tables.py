@@ -244,6 +244,26 @@ def ladder(document: dict[str, Any]) -> Markup:
     return table("Rungs of the int8 ladder", heads, rows)
 
 
+def elsewhere(document: dict[str, Any]) -> Markup:
+    """One row a file and kind of CPU: what it costs there, and how that is known."""
+    heads = ("file", "where", "how it is known", "images", "top-1 against its float file", "")
+    rows = []
+    for row in document["derived"]["elsewhere"]:
+        cost = row["cost_fraction"]
+        rows.append(
+            element(
+                "tr",
+                element("th", row["stage"], scope="row"),
+                element("td", row["where"]),
+                element("td", tag(row["how"])),
+                element("td", fmt.count(row["n"]) if row["n"] else "", class_="n"),
+                number(cost, fmt.points_interval) if row["n"] else element("td", ""),
+                element("td", element("small", row["words"]) if row["words"] else ""),
+            )
+        )
+    return table("int8 on other CPUs", heads, rows)
+
+
 def choice(document: dict[str, Any]) -> Markup:
     """One row a candidate: what it costs, what a trial said of it, and why it was taken or not."""
     heads = ("candidate", "parameters", "MACs per image", "bytes", "latency, median (95 %)", "top-1 on select", "")

@@ -39,6 +39,10 @@ TREE = (
 TREE_CUT = " The tree is deeper than what is drawn."
 TREE_PATHS = "The first image of each of some classes of the report split: the filters on its way, and its leaf."
 RAW = "from report.json beside this file, which holds every raw number."
+ELSEWHERE = (
+    "CPUs without VNNI clip sums of two int8 products to 16 bits, others add exactly, so one file may give other "
+    "answers on another CPU. Top-1 is against the float file that int8 came from, on the report images."
+)
 LADDER = (
     "Each rung is tried on top of those that were better, until the file costs no more than was allowed on the select "
     "images; of equals the one whose answers are the float file's more often. Times are those of making each file."

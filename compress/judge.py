@@ -1,0 +1,122 @@
+"""Judge a file as its target computes it: by the kernels of this machine where their arithmetic is the target's, else
+emulated, on a part of the images.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import artifact_steps, emulate, environment, evaluate, randomness, targets
+from compress.plan import Job
+from compress.progress import say
+from compress.store import Store
+from compress.types import Artifact, Dataset
+
+VERSIONS = {"emulated": 1}
+EMULATED_IMAGES = 1000
+
+
+def counts(job: Job, store: Store, artifact: Artifact, baseline: Artifact | None, dataset: Dataset) -> dict[str, Any]:
+    """`evaluate.counts` of the artifact on the split, against the baseline; `emulated` says which way."""
+    base = artifact_steps.answers_step(job, store, baseline, "ort_cpu", dataset) if baseline else None
+    if not emulates(job, artifact):
+        logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", dataset)
+        return {**evaluate.counts(logits, dataset.labels, base), "emulated": False}
+    index = _part(dataset)
+    clips = targets.find(job.recipe.target).clips(environment.capture())
+    logits = _emulated(job, store, artifact, dataset, index, saturates=clips)
+    return {
+        **evaluate.counts(logits, dataset.labels[index], None if base is None else base[index]), "emulated": True,
+    }  # fmt: skip
+
+
+def elsewhere(job: Job, store: Store, files: list[tuple[Artifact, Artifact]]) -> list[dict[str, Any]]:
+    """What is known of int8 files (each with its float parent) on the target's CPUs, or without a target on all kinds:
+    rows of what was measured on the `report` split, what is emulated on a part of it, and what is assumed.
+    """
+    target, here = targets.find(job.recipe.target), environment.capture()
+    rows = []
+    for artifact, parent in files:
+        if artifact.precision == "int8":
+            rows += [_on(job, store, artifact, parent, clips) for clips in _kinds(target, artifact)]
+    if rows and not target.is_here(here):
+        words = f"latencies and speed-ups are those of {here.cpu_model}; on {target.name} nothing was timed"
+        rows.append(_said("latency", target.name, "assumed", words))
+    if rows and target.assumed:
+        rows.append(_said("int8", target.name, "assumed", target.assumed))
+    return rows
+
+
+def _kinds(target: targets.Target, artifact: Artifact) -> tuple[bool | None, ...]:
+    """The kinds of CPUs to speak of, by whether they clip; None: all, since to this file they are the same."""
+    if not _can_saturate(artifact):
+        return (None,)
+    return (False, True) if target.saturates is None else (target.saturates,)
+
+
+def _on(job: Job, store: Store, artifact: Artifact, parent: Artifact, clips: bool | None) -> dict[str, Any]:
+    here, report = environment.capture(), job.splits.report
+    where = {None: "every CPU", False: "CPUs that add exactly (x86 with VNNI, ARM)", True: "x86 without VNNI"}[clips]
+    base = artifact_steps.answers_step(job, store, parent, "ort_cpu", report)
+    if clips is None or clips == environment.int8_saturates(here):
+        logits, labels, how = artifact_steps.answers_step(job, store, artifact, "ort_cpu", report), report.labels, ""
+        words = "" if clips is not None else "no sum of two products can leave 16 bits"
+    else:
+        index = _part(report)
+        logits, how = _emulated(job, store, artifact, report, index, saturates=clips), "emulated"
+        labels, base, words = report.labels[index], base[index], "in integers, on a part of the images"
+    counts = evaluate.counts(logits, labels, base)
+    return {
+        **_said(artifact.stage, where, how or "measured", words), "n": counts["n"], "correct": counts["correct"],
+        "parent_only": counts["baseline_only"], "this_only": counts["this_only"],
+    }  # fmt: skip
+
+
+def _said(stage: str, where: str, how: str, words: str) -> dict[str, Any]:
+    return {
+        "stage": stage, "where": where, "how": how, "words": words, "n": 0, "correct": 0, "parent_only": 0,
+        "this_only": 0,
+    }  # fmt: skip
+
+
+def emulates(job: Job, artifact: Artifact) -> bool:
+    """Whether the target computes this file otherwise than the machine at hand."""
+    here = environment.capture()
+    if artifact.precision != "int8" or targets.find(job.recipe.target).clips(here) == environment.int8_saturates(here):
+        return False
+    return _can_saturate(artifact)
+
+
+def _can_saturate(artifact: Artifact) -> bool:
+    import onnx
+
+    return emulate.can_saturate(onnx.load(artifact.path))
+
+
+def _part(dataset: Dataset) -> np.ndarray:
+    order = randomness.permutation(randomness.derive("emulated"), len(dataset.labels))
+    return np.sort(order[:EMULATED_IMAGES])
+
+
+def _emulated(
+    job: Job, store: Store, artifact: Artifact, dataset: Dataset, index: np.ndarray, *, saturates: bool
+) -> np.ndarray:
+    parts = {
+        "version": VERSIONS["emulated"],
+        "artifact": artifact.digest,
+        "data": dataset.digest,
+        "images": len(index),
+        "saturates": saturates,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        import onnx
+
+        kind = "without" if saturates else "with"
+        say(f"  emulating a CPU {kind} VNNI on {len(index)} images of {dataset.split}")
+        logits, clipped = emulate.answers(onnx.load(artifact.path), dataset.images[index], saturates=saturates)
+        np.save(folder / "logits.npy", logits)
+        return {"clipped_pairs": clipped}
+
+    return np.load(store.step("emulated", parts, make, say).folder / "logits.npy")
