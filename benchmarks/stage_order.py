@@ -19,7 +19,7 @@ from typing import Any
 
 import record
 from experiments import cifar10
-from int8 import lost_points
+from int8 import in_words
 from learning import fewer
 from pruning import artifact_of
 
@@ -98,8 +98,8 @@ def page(found: dict[str, Any]) -> str:
         "CIFAR-10's test images, one seed. Points are lost against the whole float student on the same images (95 %).",
         "", "| order | top-1 % | points lost | bytes |", "| --- | ---: | --- | ---: |",
     ]  # fmt: skip
-    for row in found["rows"]:
-        lost = "{:.2f} ({:.2f} to {:.2f})".format(*lost_points(row))
+    for number, row in enumerate(found["rows"]):
+        lost = in_words(row) if number else ""
         parts.append(f"| {row['order']} | {100 * row['correct'] / row['n']:.2f} | {lost} | {row['size_bytes']:,} |")
     return "\n".join(parts) + "\n"
 

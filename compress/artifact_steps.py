@@ -6,6 +6,7 @@ Raise a step's number in VERSIONS when the same inputs would give another result
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def quantized(store: Store, quantizer: Entry, parent: Artifact, calibrate: Datas
         "quantizer": quantizer.spec,
         "calibrate": calibrate.digest,
         "plugins": plugins,
-        "versions": versions("onnxruntime", "onnxruntime-gpu", "onnx"),
+        "versions": versions("torch", "onnxruntime", "onnxruntime-gpu", "onnx"),
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -165,19 +166,17 @@ def quantized(store: Store, quantizer: Entry, parent: Artifact, calibrate: Datas
         scratch.mkdir(exist_ok=True)
         facts = quantizer.module.apply(quantizer.config, parent.path, path, calibrate.images, scratch)
         shutil.rmtree(scratch)
-        notes = kernel_notes(path, scratch) if quantizer.module.PRECISION == "int8" else []
+        notes = kernel_notes(path) if quantizer.module.PRECISION == "int8" else []
         about = {"digest": file_digest(path), "parameters": parent.parameters, "macs": parent.macs}
         return {**facts, **about, "notes": notes}
 
     return store.step("quantize", parts, make, say)
 
 
-def kernel_notes(path: Path, scratch: Path) -> list[str]:
+def kernel_notes(path: Path) -> list[str]:
     """`qdq.notes` of a file, by way of a folder that is made for it and removed."""
-    scratch.mkdir()
-    notes = qdq.notes(path, scratch)
-    shutil.rmtree(scratch)
-    return notes
+    with tempfile.TemporaryDirectory() as folder:
+        return qdq.notes(path, Path(folder))
 
 
 def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, dataset: Dataset) -> np.ndarray:

@@ -194,16 +194,21 @@ def _paying(job: Job, store: Store, link: Link, parent: Link) -> Link:
     """
     assert job.quantizer
     target = targets.find(job.recipe.target)
+    here = environment.capture()
     sizes = payoff.Sizes(parent=parent.artifact.size_bytes, child=link.artifact.size_bytes)
     if not link.kept or not job.recipe.least_speedup:
         return link
     if getattr(job.quantizer.module, "FOR_BYTES", False):
         pays = sizes.child < sizes.parent
         why = f"has {sizes.child:,} bytes, {link.parent} has {sizes.parent:,}"
-    elif not target.is_here(environment.capture()):
+    elif target.no_gain:
+        limit = payoff.by_size(job, parent.artifact.stage, sizes)
+        pays, why = bool(limit), limit or f"is not faster on {target.name}: {target.no_gain}"
+    elif not target.is_here(here):
         pays, why = True, f"its speed on {target.name} cannot be measured on this machine"
     else:
         kernels = "".join(f"; {note}" for note in link.facts.get("notes", [])[:1])
+        kernels += "; this CPU has no VNNI" if environment.int8_saturates(here) else ""
         hint = f"{kernels} (--set least_speedup=0 keeps it all the same)"
         pays, why = payoff.worth(job, store, parent.artifact, link.artifact, sizes=sizes, least=1.0, hint=hint)
     if not pays:

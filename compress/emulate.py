@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress import onnx_torch, qdq
+from compress.calibrate import image_input
 from compress.progress import counter
 from compress.worker import to_inputs
 
@@ -51,10 +52,16 @@ class Kernels(onnx_torch.Graph):
         if layer is None:
             return outputs
         levels = (inputs[0] / layer.scale).round() + layer.zero
-        return (outputs[0] + self._lost(layer, _columns(node, levels, layer.zero), outputs[0]),)
+        columns = _columns(node, levels, layer.zero, tuple(inputs[1].shape[2:]))
+        lost = self._lost(layer, columns)
+        if node.kind == "Conv":
+            lost = lost.reshape(-1, len(outputs[0]), *outputs[0].shape[2:]).movedim(0, 1)
+        else:
+            lost = lost.T.reshape(outputs[0].shape)
+        return (outputs[0] + lost,)
 
-    def _lost(self, layer: _Layer, columns: Tensor, outputs: Tensor) -> Tensor:
-        """What clipping takes from the outputs, for the levels `[G,K,N,…]` that each of these reduces."""
+    def _lost(self, layer: _Layer, columns: Tensor) -> Tensor:
+        """What clipping takes from the outputs `[O,N·…]`, for the levels `[G,K,N,…]` that each of these reduces."""
         groups, per_group, _ = layer.levels.shape
         lost = torch.zeros(groups * per_group, columns[0, 0].numel())
         for group, pair, which in layer.risks:
@@ -63,17 +70,16 @@ class Kernels(onnx_torch.Graph):
             clipped = sums.clamp(LEAST, MOST) - sums
             self.clipped += int(clipped.count_nonzero())
             lost[group * per_group + which] += clipped
-        lost = (lost * layer.step[:, None]).reshape(-1, len(outputs), *outputs.shape[2:])
-        return lost.movedim(0, 1)
+        return lost * layer.step[:, None]
 
 
-def _columns(node: Any, levels: Tensor, zero: float) -> Tensor:
-    """The levels `[G,K,N,…]` behind each output of a Conv or Gemm, K in the order of the reduction and even."""
-    if node.kind == "Gemm":
-        columns = levels.T[None]
+def _columns(node: Any, levels: Tensor, zero: float, kernel: tuple[int, ...]) -> Tensor:
+    """The levels `[G,K,N,…]` behind each output of a layer, K in the order of the reduction and even."""
+    if node.kind != "Conv":
+        columns = levels.reshape(-1, levels.shape[-1]).T[None]
     else:
         strides, dilations = (node.attributes.get(name, [1, 1]) for name in ("strides", "dilations"))
-        groups, kernel = node.attributes.get("group", 1), node.attributes["kernel_shape"]
+        groups = node.attributes.get("group", 1)
         padded = onnx_torch.window(node.attributes, levels, zero)
         found = F.unfold(padded, kernel, dilation=dilations, stride=strides)
         places = kernel[0] * kernel[1]
@@ -101,11 +107,11 @@ def _layers(model: Any) -> dict[str, _Layer]:
         attributes = {a.name: a for a in node.attribute}
         groups = attributes["group"].i if "group" in attributes else 1
         if levels.ndim == 4:
-            if levels.shape[1] == 1 and groups > 1:  # depthwise kernels widen before they multiply
+            if levels.shape[1] == 1 and len(levels) == groups:  # depthwise kernels widen before they multiply
                 continue
             levels = levels.transpose(0, 2, 3, 1).reshape(groups, len(levels) // groups, -1)
         else:
-            levels = (levels if "transB" in attributes and attributes["transB"].i else levels.T)[None]
+            levels = (levels if quantized.axis == 0 else levels.T)[None]
         if levels.shape[2] % 2:
             levels = np.pad(levels, ((0, 0), (0, 0), (0, 1)))
         layer = _Layer(
@@ -141,8 +147,13 @@ def answers(model: Any, images: np.ndarray, *, saturates: bool) -> tuple[np.ndar
     """Logits `[N,K]` of a QDQ `model` on uint8 images `[N,H,W,C]`, and how many pairs of products were clipped."""
     graph = Kernels(model) if saturates else onnx_torch.Graph(model)
     show, parts = counter("emulating", "images"), []
+    fixed = image_input(model.graph).type.tensor_type.shape.dim[0].dim_value
+    step = fixed or BATCH
     with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            parts.append(graph(torch.from_numpy(to_inputs(images[start : start + BATCH]))).numpy())
-            show(min(start + BATCH, len(images)), len(images))
-    return np.concatenate(parts), graph.clipped if isinstance(graph, Kernels) else 0
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
+            if fixed:  # full batches, the last image repeated
+                chunk = images[np.minimum(np.arange(start, start + step), len(images) - 1)]
+            parts.append(graph(torch.from_numpy(to_inputs(chunk))).numpy())
+            show(min(start + step, len(images)), len(images))
+    return np.concatenate(parts)[: len(images)], graph.clipped if isinstance(graph, Kernels) else 0

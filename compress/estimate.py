@@ -1,6 +1,6 @@
 """How long a run will take on this machine, from rates that are measured now."""
 
-from compress import bench, distill, environment, training_steps
+from compress import bench, distill, environment, qat_steps, training_steps
 from compress.live_teachers import choose_execution
 from compress.plan import Job
 from compress.store import Store
@@ -31,10 +31,14 @@ def seconds_of(job: Job, store: Store) -> dict[str, float]:
     if job.pruner:
         sparse = hasattr(job.pruner.module, "penalty") and (job.pruner.config.epochs or recipe.recover_epochs)
         seconds["pruned"] = (recipe.recover_epochs + sparse) * images * per_image
+    if job.quantizer and hasattr(job.quantizer.module, "RUNGS"):  # it trains for sure; a ladder, only at its end
+        # through the rounding a step takes about as long again, and the float file answers beside it
+        seconds[job.quantizer.module.PRECISION] = qat_steps.epochs(job) * images * 2 * per_image
     tier = bench.TIERS[recipe.tier]
     made = [stage for stage in seconds if not stage.startswith("teacher")]
     extra = (recipe.generations > 1) + bool(recipe.transfer_lacks)  # the mean of generations; the corrected student
-    stages = len(job.teachers) + len(made) + bool(job.quantizer) + extra
+    quantized = job.quantizer is not None and job.quantizer.module.PRECISION not in made
+    stages = len(job.teachers) + len(made) + quantized + extra
     cells = (stages * len(recipe.runtimes) + 1) * len(recipe.threads)
     seconds["benchmark"] = cells * tier.rounds * (tier.warmup_s + tier.block_s + 1.0)
     return seconds

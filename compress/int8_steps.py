@@ -58,6 +58,7 @@ class Tried:
     step: Step
     artifact: Artifact
     counts: dict[str, Any]
+    seconds: float = 0.0  # of making the file from its float one
 
     def better_than(self, other: "Tried") -> bool:
         """By right answers; where these differ by no more than chance, by the answers that are the float file's."""
@@ -87,16 +88,17 @@ def made(place: Place, how: How) -> Tried:
     job, store = place.job, place.store
     entry = quantizer(job, how)
     step = artifact_steps.quantized(store, entry, how.parent, job.splits.calibrate, plugins_digest(job))
-    precision = entry.module.PRECISION
+    precision, seconds = entry.module.PRECISION, step.facts["seconds"]
     if how.trained:
 
         def prepare(path: Path) -> None:
             entry.module.prepare(entry.config, how.parent.path, path, job.splits.calibrate.images)
 
         step = qat_steps.trained(job, store, step, how.parent, place.parent, place.teachers, prepare)
+        seconds += step.facts["seconds"]
     artifact = artifact_steps.onnx_artifact(job, precision, step.folder / "model.onnx", precision, step.facts)
     counts = judge.counts(job, store, artifact, place.parent, job.splits.select)
-    return Tried(how=how, step=step, artifact=artifact, counts=counts)
+    return Tried(how=how, step=step, artifact=artifact, counts=counts, seconds=seconds)
 
 
 def quantizer(job: Job, how: How) -> catalog.Entry:
@@ -111,9 +113,11 @@ def reestimated(place: Place, how: How) -> How:
     """Weights on the grid of int8, then BatchNorm's statistics anew: what rounding moves, the folding takes back."""
     job, images, source = place.job, place.job.splits.calibrate, how.network
     assert source
+    most = 64 if how.knobs.get("reduce_range") else 127
     parts = {
         "version": VERSIONS["reestimated"],
         "network": source.key,
+        "grid": most,
         "images": images.digest,
         "plugins": plugins_digest(job),
         "versions": versions("torch"),
@@ -124,7 +128,7 @@ def reestimated(place: Place, how: How) -> How:
         with torch.no_grad():
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.weight.copy_(on_grid(module.weight))
+                    module.weight.copy_(on_grid(module.weight, most))
         batchnorm.reestimate(network, images.images)
         net.save(network, folder)
         return {}
@@ -136,9 +140,9 @@ def reestimated(place: Place, how: How) -> How:
     return dataclasses.replace(how, parent=artifact, network=step)
 
 
-def on_grid(weight: torch.Tensor) -> torch.Tensor:
-    """The weight `[O,...]` as int8 holds it: rounded to 1/127 of the largest of each output channel."""
-    scale = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+def on_grid(weight: torch.Tensor, most: int) -> torch.Tensor:
+    """The weight `[O,...]` as int8 holds it: rounded to 1/`most` of the largest of each output channel."""
+    scale = weight.flatten(1).abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / most
     scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
     return (weight / scale).round() * scale
 
@@ -156,7 +160,7 @@ def sensitivity(place: Place, how: How) -> dict[str, Any]:
         "parent": how.parent.digest,
         "quantizer": entry.spec,
         "images": job.splits.calibrate.digest,
-        "versions": versions("onnxruntime", "onnxruntime-gpu", "onnx"),
+        "versions": versions("torch", "onnxruntime", "onnxruntime-gpu", "onnx"),
         "machine": environment.fingerprint(environment.capture()),
     }
 

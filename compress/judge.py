@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compress import artifact_steps, emulate, environment, evaluate, randomness, targets
+from compress import artifact_steps, emulate, environment, evaluate, onnx_torch, randomness, targets
+from compress.environment import versions
 from compress.plan import Job
 from compress.progress import say
 from compress.store import Store
@@ -39,7 +40,9 @@ def elsewhere(job: Job, store: Store, files: list[tuple[Artifact, Artifact]]) ->
     rows = []
     for artifact, parent in files:
         if artifact.precision == "int8":
-            rows += [_on(job, store, artifact, parent, clips) for clips in _kinds(target, artifact)]
+            unknown = _unknown(artifact)
+            rows += [_on(job, store, artifact, parent, clips) for clips in _kinds(target, artifact) if not unknown]
+            rows += [_said(artifact.stage, "other CPUs", "assumed", f"not emulated: {unknown}")] if unknown else []
     if rows and not target.is_here(here):
         words = f"latencies and speed-ups are those of {here.cpu_model}; on {target.name} nothing was timed"
         rows.append(_said("latency", target.name, "assumed", words))
@@ -65,7 +68,8 @@ def _on(job: Job, store: Store, artifact: Artifact, parent: Artifact, clips: boo
     else:
         index = _part(report)
         logits, how = _emulated(job, store, artifact, report, index, saturates=clips), "emulated"
-        labels, base, words = report.labels[index], base[index], "in integers, on a part of the images"
+        how_so = "clipping computed on integer levels" if clips else "its pairs computed exactly"
+        labels, base, words = report.labels[index], base[index], f"{how_so}, on a part of the images"
     counts = evaluate.counts(logits, labels, base)
     return {
         **_said(artifact.stage, where, how or "measured", words), "n": counts["n"], "correct": counts["correct"],
@@ -81,11 +85,18 @@ def _said(stage: str, where: str, how: str, words: str) -> dict[str, Any]:
 
 
 def emulates(job: Job, artifact: Artifact) -> bool:
-    """Whether the target computes this file otherwise than the machine at hand."""
+    """Whether the target computes this file otherwise than the machine at hand, and that can be emulated."""
     here = environment.capture()
     if artifact.precision != "int8" or targets.find(job.recipe.target).clips(here) == environment.int8_saturates(here):
         return False
-    return _can_saturate(artifact)
+    return not _unknown(artifact) and _can_saturate(artifact)
+
+
+def _unknown(artifact: Artifact) -> str:
+    """Why the file cannot be emulated, or ""."""
+    import onnx
+
+    return onnx_torch.unreadable(onnx.load(artifact.path))
 
 
 def _can_saturate(artifact: Artifact) -> bool:
@@ -108,6 +119,7 @@ def _emulated(
         "data": dataset.digest,
         "images": len(index),
         "saturates": saturates,
+        "versions": versions("torch", "onnx"),
     }
 
     def make(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from compress import batchnorm, calibrate, catalog, environment, evaluate, int8_steps, targets, training_steps
+from compress import (
+    batchnorm,
+    calibrate,
+    catalog,
+    environment,
+    evaluate,
+    int8_steps,
+    onnx_torch,
+    targets,
+    training_steps,
+)
 from compress.errors import UsageError
 from compress.int8_steps import How, Place, Tried
 from compress.plan import Job
@@ -111,7 +121,7 @@ def _row(place: Place, tried: Tried, *, better: bool) -> dict[str, Any]:
         "parent_only": counts["baseline_only"],
         "this_only": counts["this_only"],
         "size_bytes": tried.artifact.size_bytes,
-        "seconds": tried.step.facts["seconds"],
+        "seconds": round(tried.seconds, 3),
         "trained_epochs": tried.step.facts.get("trained_epochs", 0),
         "emulated": counts["emulated"],
         "better": better,
@@ -176,9 +186,13 @@ def _rounded(place: Place, how: How) -> Iterator[How]:
 
 
 def _cannot_train(place: Place, how: How) -> str:
+    import onnx
+
     if how.network is None:
         return "it trains, and there is only a file"
-    return "" if place.knobs.qat_share else "qat_share is 0"
+    if not place.knobs.qat_share:
+        return "qat_share is 0"
+    return onnx_torch.unreadable(onnx.load(how.parent.path))
 
 
 def _trained(place: Place, how: How) -> Iterator[How]:

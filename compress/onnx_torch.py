@@ -16,6 +16,18 @@ from torch import Tensor, nn
 from compress.calibrate import image_input
 from compress.errors import InputRejected
 
+_HINT = "export the network without it"
+_WINDOWED = ("Conv", "MaxPool", "AveragePool")
+
+
+def unreadable(model: Any) -> str:
+    """Why the ONNX `model` cannot be run here, or ""."""
+    try:
+        Graph(model)
+    except InputRejected as error:
+        return error.message
+    return ""
+
 
 class Graph(nn.Module):
     """The graph of the ONNX `model`. `given` are names of values that `forward` gets instead of computing them."""
@@ -71,11 +83,13 @@ class _Node:
 
         self.kind, self.inputs, self.names = node.op_type, list(node.input), list(node.output)
         self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.attributes |= {"num_outputs": len(node.output)} if node.op_type == "Split" else {}
         if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATORS:
-            raise InputRejected(
-                f"torch has no counterpart here of the operator {node.op_type}",
-                hint="take a quantizer without training",
-            )
+            raise InputRejected(f"the operator {node.op_type} has no counterpart in torch here", hint=_HINT)
+        if self.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+            raise InputRejected(f"auto_pad={self.attributes['auto_pad'].decode()} is not read here", hint=_HINT)
+        if node.op_type in _WINDOWED and len(self.attributes.get("kernel_shape", (1, 1))) != 2:
+            raise InputRejected(f"{node.op_type} of other than two dimensions is not read here", hint=_HINT)
 
     def constant(self, values: dict[str, Tensor]) -> bool:
         return all(name in values for name in self.inputs if name)
@@ -87,8 +101,6 @@ class _Node:
 
 def window(attributes: dict[str, Any], x: Tensor, value: float) -> Tensor:
     """`x` padded as a Conv or a pooling says, since torch pads both sides alike."""
-    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise InputRejected(f"auto_pad={attributes['auto_pad'].decode()} is not read here", hint="export with pads")
     pads = attributes.get("pads", [])
     half = len(pads) // 2
     if not any(pads):
@@ -100,7 +112,7 @@ def window(attributes: dict[str, Any], x: Tensor, value: float) -> Tensor:
 def conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     strides, dilations = (attributes.get(name, [1, 1]) for name in ("strides", "dilations"))
     groups, pads = attributes.get("group", 1), attributes.get("pads", [0] * 4)
-    if pads[:2] == pads[2:] and "auto_pad" not in attributes:
+    if pads[:2] == pads[2:]:
         return F.conv2d(x, weight, bias, strides, pads[:2], dilations, groups)
     return F.conv2d(window(attributes, x, 0.0), weight, bias, strides, 0, dilations, groups)
 
@@ -175,7 +187,8 @@ def _reshape(attributes: dict[str, Any], x: Tensor, shape: Tensor) -> Tensor:
 
 
 def _flatten(attributes: dict[str, Any], x: Tensor) -> Tensor:
-    axis = attributes.get("axis", 1) % (x.dim() + 1)
+    axis = attributes.get("axis", 1)
+    axis += x.dim() if axis < 0 else 0
     return x.reshape(int(np.prod(x.shape[:axis])), -1)
 
 
@@ -203,8 +216,8 @@ def _pad(attributes: dict[str, Any], x: Tensor, pads: Tensor, value: Tensor | No
     return F.pad(x, both, value=0.0 if value is None else float(value))
 
 
-def _squeeze(attributes: dict[str, Any], x: Tensor, axes: Tensor) -> Tensor:
-    return x.squeeze(tuple(axes.tolist()))
+def _squeeze(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes.tolist()))
 
 
 def _unsqueeze(attributes: dict[str, Any], x: Tensor, axes: Tensor) -> Tensor:

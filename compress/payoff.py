@@ -71,15 +71,22 @@ def speedup(job: Job, store: Store, parent: Artifact, child: Artifact) -> dict[s
     return store.step("speed", parts, make, say).facts
 
 
+def by_size(job: Job, parent: str, sizes: Sizes) -> str:
+    """The figures, where the child meets the size that was asked for and its parent does not; else ""."""
+    limit = screen.limits_of(job.recipe).size_bytes
+    if not limit or not sizes.child <= limit < sizes.parent:
+        return ""
+    return f"has {sizes.child:,} {sizes.words}, of {limit:,} allowed; {parent} has {sizes.parent:,}"
+
+
 def worth(
     job: Job, store: Store, parent: Artifact, child: Artifact, *, sizes: Sizes, least: float, hint: str = ""
 ) -> tuple[bool, str]:
     """Whether the smaller file is kept, and the figures: for being at least `least` times as fast, or since it meets
     the size that was asked for and its parent does not. `hint` ends the sentence of a refusal.
     """
-    limit = screen.limits_of(job.recipe).size_bytes
-    if limit and sizes.child <= limit < sizes.parent:
-        return True, f"has {sizes.child:,} {sizes.words}, of {limit:,} allowed; {parent.stage} has {sizes.parent:,}"
+    if asked := by_size(job, parent.stage, sizes):
+        return True, asked
     if not least:
         return True, ""
     try:
@@ -91,5 +98,6 @@ def worth(
         return False, f"is {figures} of {parent.stage} on a machine that finds a difference between equal files"
     if found["ratio"] >= least and found["low"] > 1:
         return True, f"is {figures} faster than {parent.stage}"
-    wanted = f"is not {least:g} times as fast as" if least > 1 else "is no faster than"
+    slower = "is slower than" if found["high"] < 1 else "makes no difference in time to"
+    wanted = f"is not {least:g} times as fast as" if least > 1 else slower
     return False, f"{wanted} {parent.stage}: {figures}{hint}"

@@ -46,6 +46,11 @@ class Job:
     device: str
 
     @property
+    def round_to(self) -> int:
+        """Widths that pruning leaves are multiples of this."""
+        return self.recipe.prune_round_to or targets.find(self.recipe.target).round_to
+
+    @property
     def transfer(self) -> Dataset:
         """What students learn from."""
         return self.splits.transfer or self.splits.train
@@ -150,9 +155,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         assistant=tuple(entry.spec for entry in assistants),
         peer=tuple(entry.spec for entry in peers),
         pruner=pruner.spec if pruner else recipe.pruner,
-        prune_round_to=recipe.prune_round_to
-        or (target.round_to if pruner and not hasattr(pruner.module, "masks") else 0),
-        quantize=quantizer.spec if quantizer else "",
+        quantize=quantizer.label if quantizer else "",  # what the target sets, another target may set otherwise
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),

@@ -74,7 +74,7 @@ def cut_step(job: Job, store: Store, student: Step, number: int, first: dict[str
         "target": recipe.prune,
         "step": [number, recipe.prune_steps],
         "scope": recipe.prune_scope,
-        "round_to": recipe.prune_round_to,
+        "round_to": job.round_to,
         "data": [train.digest, select.digest, job.splits.calibrate.digest],
         "plugins": plugins_digest(job),
         "versions": _versions(job),
@@ -117,7 +117,7 @@ def _without_channels(
         more = f" and {len(found.stays) - 3} more" if len(found.stays) > 3 else ""
         say(f"  prune: the channels of {named}{more} stay, since widths there cannot follow a removal")
     ranking = prune.rank(found, job.pruner, samples)
-    options: dict[str, Any] = {"scope": recipe.prune_scope, "round_to": recipe.prune_round_to}
+    options: dict[str, Any] = {"scope": recipe.prune_scope, "round_to": job.round_to}
     facts: dict[str, Any] = {"sensitivity": None, "search": []}
     if first:
         options["original"] = {family["layers"][0]: family["channels"] for family in first["families"]}
@@ -130,7 +130,7 @@ def _without_channels(
     if not any(len(which) for which in chosen) and (number < recipe.prune_steps or network.contract.widths):
         # little by little may be less than the rounding, which a later step makes up for, or an earlier one has done
         return network, facts | {key: [count(network)] * 2 for key, count in counts.items()}
-    smaller = prune.cut(ranking, chosen, round_to=recipe.prune_round_to, plugins=job.plugins)
+    smaller = prune.cut(ranking, chosen, round_to=job.round_to, plugins=job.plugins)
     facts |= {key: [count(network), count(smaller)] for key, count in counts.items()}
     return smaller, facts
 
@@ -269,7 +269,7 @@ def refuse(job: Job, store: Store, student: Network) -> None:
         "network": [contract.spec, list(contract.input_shape), len(contract.class_names), job.recipe.seed],
         "pruner": job.pruner.spec,
         "target": job.recipe.prune,
-        "options": [job.recipe.prune_scope, job.recipe.prune_round_to, job.recipe.prune_steps],
+        "options": [job.recipe.prune_scope, job.round_to, job.recipe.prune_steps],
         "train": job.splits.train.digest,
         "measured": _where(job, store) if target[0] == "latency" else [],
         "plugins": plugins_digest(job),
@@ -291,12 +291,12 @@ def _try(job: Job, store: Store, student: Network, target: tuple[str, float]) ->
         sparse.thin(student, job.pruner, target[1], samples)
         return
     ranking = prune.rank(prune.prunable(student), job.pruner, samples)
-    options: dict[str, Any] = {"scope": job.recipe.prune_scope, "round_to": job.recipe.prune_round_to}
+    options: dict[str, Any] = {"scope": job.recipe.prune_scope, "round_to": job.round_to}
     ratio = target[1] if target[0] == "channels" else MOST_OF_A_LAYER
     if target[0] == "macs":
         ratio = prune.ratio_for(prune.macs, ranking, target[1], **options)
     chosen = prune.choose(ranking, ratio, **options)
-    prune.cut(ranking, chosen, round_to=job.recipe.prune_round_to, plugins=job.plugins)
+    prune.cut(ranking, chosen, round_to=job.round_to, plugins=job.plugins)
     if target[0] == "latency":
         (best,) = _latencies(job, store, ranking, options, (MOST_OF_A_LAYER,))
         if best["share"] > target[1]:

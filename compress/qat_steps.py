@@ -69,18 +69,24 @@ def trained(
             if reader:
                 reader.close()
         student.to("cpu").write(path)
+        about = {"digest": file_digest(path), "notes": artifact_steps.kernel_notes(path)}
         distill.drop_checkpoints(folder)
-        about = {"digest": file_digest(path), "notes": artifact_steps.kernel_notes(path, folder / "scratch")}
         return {**begun.facts, **about, "trained_epochs": plan.epochs, "phases": {"int8": phase}}
 
     return store.step("trained", parts, make, say)
+
+
+def epochs(job: Job) -> float:
+    """Of training through the rounding."""
+    assert job.quantizer
+    return max(1.0, job.recipe.epochs * job.quantizer.config.qat_share)
 
 
 def _plan(job: Job) -> train.Plan:
     """A short training: AdamW, since weights are in units of their channels, and no decay towards zero."""
     assert job.quantizer
     knobs = job.quantizer.config
-    plan = training_steps.student_plan(job, max(1.0, job.recipe.epochs * knobs.qat_share), knobs.qat_learning_rate)
+    plan = training_steps.student_plan(job, epochs(job), knobs.qat_learning_rate)
     return dataclasses.replace(plan, optimizer="adamw", schedule="cosine", weight_decay=0.0, ema=0.0, mixup=0.0)
 
 

@@ -131,8 +131,8 @@ def write(
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """A quantized Conv or Gemm: its node, its integer weight with scale and zero point along `axis`, from `low` to
-    `high`; its int32 bias (None without one, or where others read it) and the scale of that.
+    """A quantized Conv, Gemm or MatMul: its node, its integer weight with scale and zero point along `axis`, from `low`
+    to `high`; its int32 bias (None without one, or where others read it) and the scale of that.
     """
 
     node: Any
@@ -165,21 +165,30 @@ def quantized_layers(model: Any) -> list[QuantizedLayer]:
 
     found = []
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
             weight, scale, zero = stored(node, 1)
             bias, bias_scale, _ = stored(node, 2)
             if weight is None:
                 continue
-            levels = numpy_helper.to_array(weight)
+            low, high = _limits(numpy_helper.to_array(weight))
             found.append(
                 QuantizedLayer(
-                    # of the scheme that the file was written by: with 7 bits, half of the values of a type are used
-                    node=node, weight=weight, scale=scale, zero=zero, low=int(levels.min()), high=int(levels.max()),
+                    node=node, weight=weight, scale=scale, zero=zero, low=low, high=high,
                     axis=0 if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute) else 1,
                     bias=bias, bias_scale=bias_scale,
                 )
             )  # fmt: skip
     return found
+
+
+def _limits(levels: np.ndarray) -> tuple[int, int]:
+    """The range of integers that a weight was rounded to. Of each channel the largest takes its end, so that half of
+    the range means 7 bits.
+    """
+    if levels.dtype == np.uint8:
+        return 0, 127 if levels.max() <= 127 else 255
+    most = 64 if np.abs(levels.astype(np.int16)).max() <= 64 else 127
+    return -most, most
 
 
 def finish(model: Any, target: Path, precision: str) -> None:

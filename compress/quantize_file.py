@@ -33,6 +33,7 @@ class Quantized:
     counts: dict[str, Any]
     rungs: list[dict[str, Any]]
     elsewhere: list[dict[str, Any]]
+    lost_on_select_points: float
 
 
 def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store) -> Quantized:
@@ -56,6 +57,7 @@ def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store
     return Quantized(
         artifact=replace(artifact, path=target), parent=parent, counts=counts, rungs=rungs,
         elsewhere=judge.elsewhere(job, store, [(artifact, parent)]),
+        lost_on_select_points=evaluate.drop_points(judge.counts(job, store, artifact, parent, job.splits.select)),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from compress import config, units
 from compress.config import knob
 from compress.errors import InputRejected, UsageError
+from compress.targets import TARGETS
 
 AUTO = "auto"  # as the student: one of the candidates, chosen by what they cost here
 
@@ -95,7 +96,7 @@ class Recipe:
         high=100,
     )
     quantize: str = knob("", "quantizer; empty: the artifact stays float")
-    target: str = knob("generic", "where the artifact will run: generic, cpu-vnni, cpu-avx2, arm64, cuda or tensorrt")
+    target: str = knob("generic", f"where the artifact will run: {', '.join(target.name for target in TARGETS)}")
     max_drop: float = knob(1.0, "most top-1 that a stage may cost against its parent, in points", low=0, high=100)
 
     epochs: int = knob(0, "epochs of distillation; 0: from the number of images", low=0, high=100_000)

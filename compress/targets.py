@@ -8,11 +8,12 @@ QLinearConv for CUDA).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compress import environment
 from compress.errors import unknown
-from compress.types import Environment
+
+if TYPE_CHECKING:
+    from compress.types import Environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Target:
 
     `activations`: "uint8" or "int8"; `symmetric`: with zero point 0; `reduce_range`: weights of 7 bits; `opset`: of the
     exported file; `round_to`: multiples that pruned widths are rounded to; `assumed`: what nobody measures here;
-    `is_here`: whether a latency of that machine is one of the target.
+    `no_gain`: why int8 is not faster there, where that is known; `is_here`: whether a latency of that machine is one of
+    the target.
     """
 
     name: str
@@ -33,23 +35,30 @@ class Target:
     opset: int = 18
     round_to: int = 8
     assumed: str = ""
-    is_here: Callable[[Environment], bool] = lambda here: False
+    no_gain: str = ""
+    is_here: Callable[["Environment"], bool] = lambda here: False
 
     def knobs(self) -> dict[str, Any]:
         """Knobs of the quantizer `int8` that the target sets, where the user did not."""
         return {"activations": self.activations, "symmetric": self.symmetric, "reduce_range": self.reduce_range}
 
-    def clips(self, here: Environment) -> bool:
+    def clips(self, here: "Environment") -> bool:
         """Whether the target's CPU clips sums of two products."""
-        return environment.int8_saturates(here) if self.saturates is None else self.saturates
+        return _clips(here) if self.saturates is None else self.saturates
 
 
-def _is_arm(here: Environment) -> bool:
+def _clips(here: "Environment") -> bool:
+    from compress import environment  # at use: a recipe's help reads the names of targets at start-up
+
+    return environment.int8_saturates(here)
+
+
+def _is_arm(here: "Environment") -> bool:
     return bool({"neon", "asimd"} & set(here.isa))
 
 
-def _is_exact_x86(here: Environment) -> bool:
-    return not _is_arm(here) and bool(here.isa) and not environment.int8_saturates(here)
+def _is_exact_x86(here: "Environment") -> bool:
+    return not _is_arm(here) and bool(here.isa) and not _clips(here)
 
 
 TARGETS = (
@@ -60,7 +69,7 @@ TARGETS = (
     ),
     Target(
         name="cpu-avx2", about="x86 CPUs without VNNI, whose int8 products saturate", saturates=True, reduce_range=True,
-        is_here=environment.int8_saturates,
+        is_here=_clips,
     ),
     Target(
         name="arm64", about="phones and boards", activations="int8", saturates=False, is_here=_is_arm,
@@ -69,12 +78,11 @@ TARGETS = (
     Target(
         name="cuda", about="ONNX Runtime's CUDA provider", activations="int8", symmetric=True, saturates=False,
         round_to=16,
-        assumed="that int8 is not faster: that provider has no int8 convolution, its pairs run in float; "
-        "--quantize float16 is made for it",
+        no_gain="that provider has no int8 convolution, so the pairs run in float; --quantize float16 is made for it",
     ),
     Target(
         name="tensorrt", about="TensorRT, by ONNX Runtime or alone", activations="int8", symmetric=True,
-        saturates=False, round_to=32, assumed="that TensorRT takes the scales as they are",
+        saturates=False, round_to=32, assumed="that TensorRT takes the scales, and biases of 32 bits, as they are",
     ),
 )  # fmt: skip
 

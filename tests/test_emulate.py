@@ -96,6 +96,8 @@ def test_neighbours_are_channels_of_one_place_of_the_kernel() -> None:
         ((8, 5, 2, 2), 1, (0, 0, 1, 1), 17),
         ((8, 4, 3, 3), 2, (1, 1, 1, 1), 17),
         ((8, 1, 3, 3), 8, (1, 1, 1, 1), 0),
+        ((8, 1, 3, 3), 4, (1, 1, 1, 1), 0),  # two outputs a group: no depthwise kernel
+        ((1, 1, 3, 3), 1, (1, 1, 1, 1), 0),  # one of all: a depthwise kernel
     ],
 )
 def test_one_layer_is_what_this_machines_kernels_make_of_it(shape, groups, pads, zero, tmp_path: Path) -> None:
@@ -108,7 +110,42 @@ def test_one_layer_is_what_this_machines_kernels_make_of_it(shape, groups, pads,
     step = np.abs(weight).sum((1, 2, 3)).max() / 127
     assert np.abs(got - expected).max() <= 1.01 * step  # a tie may be rounded the other way
     assert np.abs(got - expected).mean() < 0.05 * step
-    assert SATURATES is False or bool(pairs) == (shape[1] > 1)
+    assert SATURATES is False or bool(pairs) == (shape[1] > 1 or len(weight) > groups)
+
+
+def test_matrix_products_clip_too_and_files_of_one_batch_size_are_read(tmp_path: Path) -> None:
+    """As a linear layer without bias becomes one, in a file that takes a single image."""
+    weight = np.random.default_rng(2).integers(-127, 128, (16, 6)).astype(np.int8)
+    step = np.float32(np.abs(weight.astype(int)).sum(0).max() / 127)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "sx", "zx"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "sx", "zx"], ["x"]),
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "sx", "zx"], ["qf"]),
+        helper.make_node("DequantizeLinear", ["qf", "sx", "zx"], ["xf"]),
+        helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["wf"], axis=1),
+        helper.make_node("MatMul", ["xf", "wf"], ["y"]),
+        helper.make_node("QuantizeLinear", ["y", "sy", "zy"], ["qy"]),
+        helper.make_node("DequantizeLinear", ["qy", "sy", "zy"], ["logits"]),
+    ]
+    tensors = {
+        "sx": np.float32(1 / 255), "zx": np.uint8(0), "w": weight, "sw": np.ones(6, np.float32),
+        "zw": np.zeros(6, np.int8), "sy": step, "zy": np.uint8(128), "shape": np.array([1, 16], np.int64),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "layer", [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 6])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    assert emulate.can_saturate(model)
+    images = pixels(1, count=20)
+    expected = np.concatenate([answers(tmp_path / "model.onnx", images[i : i + 1]) for i in range(20)])
+    got, _ = emulate.answers(model, images, saturates=SATURATES)
+    assert got.shape == (20, 6) and np.abs(got - expected).max() <= 1.01 * step
+    assert np.abs(got - expected).mean() < 0.05 * step
+    assert emulate.answers(model, pixels(1, 255), saturates=True)[1] > 0
 
 
 def test_a_whole_file_is_what_this_machines_kernels_make_of_it(source, splits, tmp_path: Path) -> None:  # noqa: F811

@@ -76,7 +76,6 @@ def test_c1_one_scale_for_uneven_channels_collapses_and_the_rungs_repair_it(tmp_
         folder = tmp_path / spec.replace(":", "-")
         folder.mkdir()
         shares[spec] = noise_share(quantized(spec, source, noise(), folder)[0], source, noise(64))
-    print(shares)
     assert shares["int8:per_channel=false"] > 0.02, "the case is not broken"
     assert shares["int8"] < 0.5 * shares["int8:per_channel=false"]
     assert shares["int8:equalise=true"] < 0.2 * shares["int8"]

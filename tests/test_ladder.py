@@ -160,12 +160,12 @@ def test_rungs_that_cannot_be_tried_say_why(made, monkeypatch) -> None:
 
 def test_weights_on_the_grid_are_rounded_by_output_channel() -> None:
     weight = torch.randn(6, 3, 3, 3)
-    found = int8_steps.on_grid(weight)
+    found = int8_steps.on_grid(weight, 127)
     scale = weight.flatten(1).abs().amax(1) / 127
     levels = found / scale.reshape(-1, 1, 1, 1)
     assert torch.allclose(levels, levels.round(), atol=1e-3) and levels.abs().max() <= 127.001
     assert (found - weight).abs().max() <= 0.501 * scale.max()
-    assert torch.equal(int8_steps.on_grid(torch.zeros(2, 1, 1, 1)), torch.zeros(2, 1, 1, 1))
+    assert torch.equal(int8_steps.on_grid(torch.zeros(2, 1, 1, 1), 64), torch.zeros(2, 1, 1, 1))
 
 
 @pytest.mark.parametrize(

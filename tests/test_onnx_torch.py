@@ -38,7 +38,7 @@ CASES = {
     ],
     "DequantizeLinear": [],  # tested with QuantizeLinear
     "Div": [([of(4, 1, 1)], {})],
-    "Flatten": [([], {}), ([], {"axis": 2})],
+    "Flatten": [([], {}), ([], {"axis": 2}), ([], {"axis": -1})],
     "Gemm": [([of(120, 7), of(7)], {}), ([of(7, 120), of(7)], {"transB": 1, "alpha": 0.5, "beta": 2.0})],
     "GlobalAveragePool": [([], {})],
     "HardSigmoid": [([], {"alpha": 1 / 6}), ([], {})],
@@ -147,7 +147,22 @@ def test_an_operator_that_is_not_known_is_refused_by_name(node, says: str) -> No
         onnx_torch.Graph(model_of([node], {}))
 
 
-def test_padding_that_is_worked_out_at_run_time_is_refused() -> None:
-    node = helper.make_node("Conv", ["x", "w"], ["y0"], auto_pad="SAME_UPPER", kernel_shape=[3, 3])
+@pytest.mark.parametrize("kind,more", [("Conv", ["w"]), ("AveragePool", []), ("MaxPool", [])])
+def test_padding_that_is_worked_out_at_run_time_is_refused(kind: str, more: list[str]) -> None:
+    node = helper.make_node(kind, ["x", *more], ["y0"], auto_pad="SAME_UPPER", kernel_shape=[3, 3])
+    model = model_of([node], {"w": of(4, 4, 3, 3)})
     with pytest.raises(InputRejected, match="auto_pad=SAME_UPPER"):
-        onnx_torch.Graph(model_of([node], {"w": of(4, 4, 3, 3)}))(torch.from_numpy(of(*MAP)))
+        onnx_torch.Graph(model)
+    assert "auto_pad" in onnx_torch.unreadable(model)
+
+
+def test_a_split_into_equal_parts_says_so_by_its_outputs() -> None:
+    node, x = helper.make_node("Split", ["x"], ["y0", "y1"], axis=1), of(*MAP)
+    model = model_of([node], {}, 2)
+    model.opset_import[0].version = 13
+    assert np.array_equal(onnx_torch.Graph(model)(torch.from_numpy(x)).numpy(), x[:, :2])
+
+
+def test_one_dimensional_convolutions_are_refused() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y0"], kernel_shape=[3])
+    assert "two dimensions" in onnx_torch.unreadable(model_of([node], {"w": of(4, 4, 3)}))

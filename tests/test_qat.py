@@ -102,6 +102,26 @@ def test_every_weight_and_bias_gets_a_gradient(source, splits, tmp_path: Path) -
         assert value.grad is not None and torch.isfinite(value.grad).all() and value.grad.any()
 
 
+def test_weights_of_one_sign_can_be_trained_to_the_other(splits, tmp_path: Path) -> None:  # noqa: F811
+    """As of a filter that blurs: what integers a weight may take is the scheme's, not what it took at first."""
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10, bias=False))
+    with torch.no_grad():
+        body[0].weight.abs_().add_(0.01)
+    split = splits.train
+    contract = network.build(
+        "mlp", class_names=split.class_names, input_shape=split.input_shape, mean=split.mean, std=split.std, seed=0
+    ).contract
+    export.export_onnx(network.Network(body.eval(), contract), tmp_path / "float.onnx", recipe_digest="")
+    student = qat.Trained(*begun("int8", tmp_path / "float.onnx", splits.calibrate.images[:64], tmp_path))
+    assert [(layer.low, layer.high) for layer in student.layers] == [(-127, 127)] * 2, "the linear one is a MatMul"
+    student(torch.from_numpy(to_inputs(split.images[:8]))).square().sum().backward()
+    with torch.no_grad():
+        student.weights[0].neg_()
+    student.write(tmp_path / "trained.onnx")
+    levels = numpy_helper.to_array(qdq.quantized_layers(onnx.load(tmp_path / "trained.onnx"))[0].weight)
+    assert levels.min() == -127 and levels.max() < 0
+
+
 STUDENTS = ["mobilenet:width=0.25", "mobilenet_v3_small:width=0.35", "shufflenet:width=0.5", "resnet_cifar:depth=8"]
 
 

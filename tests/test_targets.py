@@ -45,16 +45,29 @@ def test_every_target_makes_a_file_of_its_own_form(name: str, source, splits, tm
     assert target.symmetric <= (not any(zero.any() for zero in zeros))
     weights = [v for n, v in tensors.items() if v.dtype == np.int8 and v.ndim > 1]
     assert max(np.abs(w).max() for w in weights) == (64 if target.reduce_range else 127)
-    assert plan.make(dataclasses.replace(job.recipe, prune="0.3"), digits()).recipe.prune_round_to in (
-        8,
-        target.round_to,
-    )
+    assert job.round_to == target.round_to
     assert name in CliRunner().invoke(compress, ["list", "targets"]).output
 
 
 def test_pruned_widths_are_rounded_as_the_target_wants_unless_the_user_says() -> None:
-    assert job_of(target="tensorrt", prune="0.3").recipe.prune_round_to == 32
-    assert job_of(target="tensorrt", prune="0.3", prune_round_to=4).recipe.prune_round_to == 4
+    assert job_of(target="tensorrt", prune="0.3").round_to == 32
+    assert job_of(target="tensorrt", prune="0.3", prune_round_to=4).round_to == 4
+
+
+def test_a_saved_recipe_follows_another_target() -> None:
+    """What the user set stays; what the target set is the new one's."""
+    saved = job_of(target="cpu-avx2", quantize="int8:calibrator=mse", prune="0.3").recipe
+    again = plan.make(dataclasses.replace(saved, target="tensorrt"), digits())
+    config = again.quantizer.config
+    assert (config.calibrator, config.activations, config.symmetric, config.reduce_range) == (
+        "mse",
+        "int8",
+        True,
+        False,
+    )
+    assert again.round_to == 32
+    same = plan.make(saved, digits())
+    assert same.quantizer.spec == job_of(target="cpu-avx2", quantize="int8:calibrator=mse").quantizer.spec
 
 
 def test_an_unknown_target_is_refused_with_the_nearest() -> None:
@@ -62,9 +75,15 @@ def test_an_unknown_target_is_refused_with_the_nearest() -> None:
         job_of(target="cpu-avx")
 
 
-@pytest.mark.parametrize("spec", ["int8:symmetric=true", "int8:activations=int8,weights=uint8"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "int8:symmetric=true", "int8:activations=int8,weights=uint8",
+        "int8_qat:ce_weight=0,parent_weight=0,teacher_weight=0",
+    ],
+)  # fmt: skip
 def test_knobs_that_exclude_each_other_are_refused(spec: str) -> None:
-    with pytest.raises(UsageError, match="int8:"):
+    with pytest.raises(UsageError, match="int8"):
         job_of(quantize=spec)
 
 
@@ -145,7 +164,11 @@ def speed(low: float, high: float, control: str = "ok"):
 
 @pytest.mark.parametrize(
     "low,high,kept,says",
-    [(1.1, 1.4, True, "faster than float32"), (0.9, 1.3, False, "no faster than"), (0.5, 0.6, False, "no faster than")],
+    [
+        (1.1, 1.4, True, "faster than float32"),
+        (0.9, 1.3, False, "makes no difference in time to float32"),
+        (0.5, 0.6, False, "is slower than float32"),
+    ],
 )
 def test_int8_is_kept_if_it_is_faster(files, store, monkeypatch, low, high, kept, says) -> None:
     monkeypatch.setattr(payoff, "speedup", speed(low, high))
@@ -173,6 +196,28 @@ def test_a_speed_that_cannot_be_measured_here_decides_nothing(files, store, monk
     float_, int8 = files
     found = chain._paying(job_of(target="tensorrt"), store, link_of(int8), link_of(float_))
     assert found.kept and "speed on tensorrt cannot be measured on this machine" in found.reason
+
+
+def test_where_int8_is_known_not_to_be_faster_it_is_kept_for_its_bytes_only(files, store) -> None:
+    float_, int8 = files
+    found = chain._paying(job_of(target="cuda"), store, link_of(int8), link_of(float_))
+    assert not found.kept and "no int8 convolution" in found.reason
+    between = f"{(float_.size_bytes + int8.size_bytes) // 2}B"
+    assert chain._paying(job_of(target="cuda", max_size=between), store, link_of(int8), link_of(float_)).kept
+
+
+def test_a_file_with_an_unknown_operator_is_said_not_to_be_emulated(files, store, tmp_path: Path) -> None:
+    import onnx
+
+    float_, int8 = files
+    model = onnx.load(int8.path)
+    node = next(node for node in model.graph.node if node.op_type == "ReduceMean")
+    node.op_type = "ReduceMax"
+    onnx.save(model, tmp_path / "other.onnx")
+    other = dataclasses.replace(int8, path=tmp_path / "other.onnx", digest=file_digest(tmp_path / "other.onnx"))
+    assert not judge.emulates(job_of(target=OTHER), other)
+    (row,) = judge.elsewhere(job_of(), store, [(other, float_)])
+    assert row["how"] == "assumed" and "ReduceMax" in row["words"]
 
 
 def test_quantizers_for_bytes_need_not_be_faster(files, store, monkeypatch) -> None:

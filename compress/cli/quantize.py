@@ -58,6 +58,11 @@ def command(
         f"{written}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
         f"{counts['correct'] / counts['n']:.2%} of {counts['n']} report images, {fmt.points_interval(measured(*lost))}"
     )
+    if done.lost_on_select_points > recipe.max_drop:
+        click.echo(
+            f"warning: it loses {done.lost_on_select_points:.2f} points on the select images, allowed were "
+            f"{recipe.max_drop:g}; the network behind the file could be repaired further by `compress run`"
+        )
     if floats:
         click.echo(f"in float: {floats}")
     for row in elsewhere_rows({"elsewhere": done.elsewhere}):

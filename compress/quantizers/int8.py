@@ -38,7 +38,9 @@ class Config:
 def check(config: Config) -> None:
     """Raises UsageError for knobs that exclude each other."""
     if config.symmetric and config.activations == "uint8":
-        raise UsageError("int8: symmetric activations are signed", hint="add activations=int8, or leave symmetric away")
+        raise UsageError(
+            "int8: symmetric activations are signed", hint="add activations=int8, or symmetric=false (a target sets it)"
+        )
     if config.activations == "int8" and config.weights == "uint8":
         raise UsageError("int8: no kernel multiplies int8 activations by uint8 weights", hint="take weights=int8")
 

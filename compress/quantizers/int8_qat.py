@@ -11,11 +11,18 @@ from dataclasses import dataclass
 
 from compress import calibrate
 from compress.config import knob
+from compress.errors import UsageError
 
 PRECISION = "int8"
 # the quantizer whose file is trained, and the rung of the ladder that does it
 FIRST = "int8"
 RUNGS = ("quantization-aware training",)
+
+
+def check(config: "Config") -> None:
+    """Raises UsageError where nothing teaches."""
+    if not config.ce_weight + config.parent_weight + config.teacher_weight:
+        raise UsageError("int8_qat: nothing teaches, all weights are 0", hint="leave parent_weight at 1")
 
 
 @dataclass(frozen=True, kw_only=True)
