@@ -43,7 +43,7 @@ def reference_logits(path: Path, images: np.ndarray) -> np.ndarray:
         interpreter.invoke()
         found.append(interpreter.get_tensor(given)[0])
         show(number + 1, len(images))
-    return np.stack(found)
+    return np.stack(found).astype(np.int16)  # −128 has no negative in 8 bits
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

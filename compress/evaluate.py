@@ -32,11 +32,13 @@ def noise_images(facts: dict[str, Any]) -> float:
     return float(max(1.0, lost + won - (lost - won) ** 2 / facts["n"]) ** 0.5)
 
 
-def noise_points(facts: dict[str, Any]) -> float:
-    """`noise_images` in percentage points."""
-    return 100.0 * noise_images(facts) / facts["n"]
-
-
 def drop_points(facts: dict[str, Any]) -> float:
     """Top-1 lost against the baseline, in percentage points (negative when gained)."""
     return 100.0 * (facts["baseline_correct"] - facts["correct"]) / facts["n"]
+
+
+def most_drop_points(facts: dict[str, Any]) -> float:
+    """The top-1 lost against the baseline that there may be on other images, in points: the upper end of its one-sided
+    95 % interval.
+    """
+    return drop_points(facts) + 100.0 * 1.645 * noise_images(facts) / facts["n"]

@@ -1,9 +1,9 @@
 """The ladder of int8: repairs in order of their price, until the file costs no more than `max_drop` on `select`.
 
 Each rung is tried on top of those that helped. One that is no better on `select` than the best file so far is taken
-back; all are recorded with what they cost and gained. A file is good enough when its loss is within `max_drop` even
-with one standard error added: a loss that seems to be inside by the luck of few images is no reason to stop. Every file
-is a step of its own in the store, so a ladder that was stopped goes on, and one that is climbed again costs nothing.
+back; all are recorded with what they cost and gained. A file is good enough when its loss is within `max_drop` with
+95 % confidence: one that seems to be inside by the luck of few images is no reason to stop. Every file is a step of its
+own in the store, so a ladder that was stopped goes on, and one that is climbed again costs nothing.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ def _first_knobs(job: Job) -> dict[str, Any]:
 def _good_enough(best: Tried | None, job: Job) -> bool:
     if best is None:
         return False
-    return evaluate.drop_points(best.counts) + evaluate.noise_points(best.counts) <= job.recipe.max_drop
+    return evaluate.most_drop_points(best.counts) <= job.recipe.max_drop
 
 
 def describe(records: list[dict[str, Any]]) -> str:

@@ -45,8 +45,8 @@ ELSEWHERE = (
 )
 LADDER = (
     "Each rung is tried on top of those that were better, until the file costs no more than was allowed on the select "
-    "images; of equals the one whose answers are the float file's more often. Times are those of making the file "
-    "from its float one, without what a rung measured first."
+    "images, with 95 % confidence; files that chance cannot tell apart are told by their agreement with float. "
+    "Times are those of making the file from its float one, without what a rung measured first."
 )
 LAYERS = (
     "Part of int8's error that goes when this layer alone stays in float; the error is the mean squared difference of "
