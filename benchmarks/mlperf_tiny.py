@@ -95,7 +95,8 @@ def main() -> int:
         found = measured(options)
         record.write(options.record, found)
     ours, reference = found["ours"], found["reference"]
-    better = ours["correct"] > reference["correct"] and ours["size_bytes"] <= reference["size_bytes"]
+    _, low, _ = stats.paired_difference(ours["baseline_only"], ours["this_only"], ours["n"])
+    better = low > 0 and ours["size_bytes"] <= reference["size_bytes"]
     return record.CLAIM_HOLDS if better else record.CLAIM_FAILS
 
 
