@@ -92,9 +92,8 @@ def _layer(
     for step in range(steps):
         index = torch.randint(len(x), (BATCH,), generator=generator)
         h = (1.2 * torch.sigmoid(v) - 0.1).clamp(0, 1)
-        loss = (
-            F.mse_loss(answer(scale * ((floor + h).clamp(layer.low, layer.high) - zero), x[index]), y[index]) / variance
-        )
+        tried = scale * ((floor + h).clamp(layer.low, layer.high) - zero)
+        loss = F.mse_loss(answer(tried, x[index]), y[index]) / variance
         share = (step / steps - WARMUP) / (1 - WARMUP)
         if share > 0:
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - share)

@@ -3,8 +3,8 @@
 x86 CPUs without VNNI multiply unsigned activations by signed weights with `vpmaddubsw`, which adds two neighbouring
 products and clips the sum to 16 bits. onnxruntime's kernels (MLAS) take neighbours along the reduction in the order
 kernel row, kernel column, channel, in matrix products and in convolutions but for depthwise ones. The sum of a pair can
-leave 16 bits only where both weights have one sign and |w₁| + |w₂| > 32767 / 255; the exact sums are made first, and
-what clipping takes from those pairs is then taken from them, in integers.
+leave 16 bits only where both weights have one sign and |w₁| + |w₂| > 32767 / 255; the exact sums are made first (in
+float32, as the file's pairs say), and what clipping takes from those pairs is then taken from them, in integers.
 """
 
 from dataclasses import dataclass

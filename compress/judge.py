@@ -19,17 +19,25 @@ EMULATED_IMAGES = 1000
 
 
 def counts(job: Job, store: Store, artifact: Artifact, baseline: Artifact | None, dataset: Dataset) -> dict[str, Any]:
-    """`evaluate.counts` of the artifact on the split, against the baseline; `emulated` says which way."""
-    base = artifact_steps.answers_step(job, store, baseline, "ort_cpu", dataset) if baseline else None
-    if not emulates(job, artifact):
-        logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", dataset)
-        return {**evaluate.counts(logits, dataset.labels, base), "emulated": False}
-    index = _part(dataset)
+    """`evaluate.counts` of the artifact on the split, against the baseline, as the job's target computes it; `emulated`
+    says which way.
+    """
     clips = targets.find(job.recipe.target).clips(environment.capture())
-    logits = _emulated(job, store, artifact, dataset, index, saturates=clips)
-    return {
-        **evaluate.counts(logits, dataset.labels[index], None if base is None else base[index]), "emulated": True,
-    }  # fmt: skip
+    return _counts(job, store, artifact, baseline, dataset, clips)
+
+
+def _counts(
+    job: Job, store: Store, artifact: Artifact, baseline: Artifact | None, dataset: Dataset, clips: bool
+) -> dict[str, Any]:
+    """The same on CPUs that clip sums of two products, or do not."""
+    index, emulated = np.arange(len(dataset.labels)), _is_other(artifact, clips)
+    if emulated:
+        index = _part(dataset)
+        logits = _emulated(store, artifact, dataset, index, clips=clips)
+    else:
+        logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", dataset)
+    base = artifact_steps.answers_step(job, store, baseline, "ort_cpu", dataset)[index] if baseline else None
+    return {**evaluate.counts(logits, dataset.labels[index], base), "emulated": emulated}
 
 
 def elsewhere(job: Job, store: Store, files: list[tuple[Artifact, Artifact]]) -> list[dict[str, Any]]:
@@ -59,21 +67,16 @@ def _kinds(target: targets.Target, artifact: Artifact) -> tuple[bool | None, ...
 
 
 def _on(job: Job, store: Store, artifact: Artifact, parent: Artifact, clips: bool | None) -> dict[str, Any]:
-    here, report = environment.capture(), job.splits.report
     where = {None: "every CPU", False: "CPUs that add exactly (x86 with VNNI, ARM)", True: "x86 without VNNI"}[clips]
-    base = artifact_steps.answers_step(job, store, parent, "ort_cpu", report)
-    if clips is None or clips == environment.int8_saturates(here):
-        logits, labels, how = artifact_steps.answers_step(job, store, artifact, "ort_cpu", report), report.labels, ""
-        words = "" if clips is not None else "no sum of two products can leave 16 bits"
-    else:
-        index = _part(report)
-        logits, how = _emulated(job, store, artifact, report, index, saturates=clips), "emulated"
-        how_so = "clipping computed on integer levels" if clips else "its pairs computed exactly"
-        labels, base, words = report.labels[index], base[index], f"{how_so}, on a part of the images"
-    counts = evaluate.counts(logits, labels, base)
+    here = environment.int8_saturates(environment.capture())
+    found = _counts(job, store, artifact, parent, job.splits.report, here if clips is None else clips)
+    words = "no sum of two products can leave 16 bits" if clips is None else ""
+    if found["emulated"]:
+        arithmetic = "clipping computed on integer levels" if clips else "its pairs computed exactly"
+        words = f"{arithmetic}, on a part of the images"
     return {
-        **_said(artifact.stage, where, how or "measured", words), "n": counts["n"], "correct": counts["correct"],
-        "parent_only": counts["baseline_only"], "this_only": counts["this_only"],
+        **_said(artifact.stage, where, "emulated" if found["emulated"] else "measured", words), "n": found["n"],
+        "correct": found["correct"], "parent_only": found["baseline_only"], "this_only": found["this_only"],
     }  # fmt: skip
 
 
@@ -84,10 +87,9 @@ def _said(stage: str, where: str, how: str, words: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def emulates(job: Job, artifact: Artifact) -> bool:
-    """Whether the target computes this file otherwise than the machine at hand, and that can be emulated."""
-    here = environment.capture()
-    if artifact.precision != "int8" or targets.find(job.recipe.target).clips(here) == environment.int8_saturates(here):
+def _is_other(artifact: Artifact, clips: bool) -> bool:
+    """Whether CPUs that clip, or do not, compute this file otherwise than the one at hand, and it can be emulated."""
+    if artifact.precision != "int8" or clips == environment.int8_saturates(environment.capture()):
         return False
     return not _unknown(artifact) and _can_saturate(artifact)
 
@@ -110,24 +112,22 @@ def _part(dataset: Dataset) -> np.ndarray:
     return np.sort(order[:EMULATED_IMAGES])
 
 
-def _emulated(
-    job: Job, store: Store, artifact: Artifact, dataset: Dataset, index: np.ndarray, *, saturates: bool
-) -> np.ndarray:
+def _emulated(store: Store, artifact: Artifact, dataset: Dataset, index: np.ndarray, *, clips: bool) -> np.ndarray:
     parts = {
         "version": VERSIONS["emulated"],
         "artifact": artifact.digest,
         "data": dataset.digest,
         "images": len(index),
-        "saturates": saturates,
+        "saturates": clips,
         "versions": versions("torch", "onnx"),
     }
 
     def make(folder: Path) -> dict[str, Any]:
         import onnx
 
-        kind = "without" if saturates else "with"
+        kind = "without" if clips else "with"
         say(f"  emulating a CPU {kind} VNNI on {len(index)} images of {dataset.split}")
-        logits, clipped = emulate.answers(onnx.load(artifact.path), dataset.images[index], saturates=saturates)
+        logits, clipped = emulate.answers(onnx.load(artifact.path), dataset.images[index], saturates=clips)
         np.save(folder / "logits.npy", logits)
         return {"clipped_pairs": clipped}
 

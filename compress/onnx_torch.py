@@ -109,7 +109,7 @@ def window(attributes: dict[str, Any], x: Tensor, value: float) -> Tensor:
     return F.pad(x, both, value=value)
 
 
-def conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     strides, dilations = (attributes.get(name, [1, 1]) for name in ("strides", "dilations"))
     groups, pads = attributes.get("group", 1), attributes.get("pads", [0] * 4)
     if pads[:2] == pads[2:]:
@@ -117,7 +117,7 @@ def conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | N
     return F.conv2d(window(attributes, x, 0.0), weight, bias, strides, 0, dilations, groups)
 
 
-def gemm(attributes: dict[str, Any], a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+def _gemm(attributes: dict[str, Any], a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     a = a.T if attributes.get("transA") else a
     b = b.T if attributes.get("transB") else b
     product = attributes.get("alpha", 1.0) * (a @ b)
@@ -243,11 +243,11 @@ _OPERATORS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "AveragePool": _average_pool,
     "Clip": _clip,
     "Concat": lambda attributes, *x: torch.cat(x, attributes["axis"]),
-    "Conv": conv,
+    "Conv": _conv,
     "DequantizeLinear": _dequantize,
     "Div": lambda _, a, b: a / b,
     "Flatten": _flatten,
-    "Gemm": gemm,
+    "Gemm": _gemm,
     "GlobalAveragePool": lambda _, x: x.mean(dim=(2, 3), keepdim=True),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda _, x: F.hardswish(x),

@@ -121,7 +121,7 @@ def test_a_file_is_emulated_where_its_target_computes_otherwise(files, store: St
     monkeypatch.setattr(judge, "EMULATED_IMAGES", 40)
     other, same = job_of(target=OTHER), job_of(target=SAME)
     float_, int8 = files
-    assert judge.emulates(other, int8) and not judge.emulates(same, int8) and not judge.emulates(other, float_)
+    assert judge.counts(other, store, float_, None, other.splits.select)["emulated"] is False
     found = judge.counts(other, store, int8, float_, other.splits.select)
     assert found["emulated"] and found["n"] == 40
     again = judge.counts(other, store, int8, float_, other.splits.select)
@@ -130,10 +130,11 @@ def test_a_file_is_emulated_where_its_target_computes_otherwise(files, store: St
     assert not measured["emulated"] and measured["n"] == len(same.splits.select.labels)
 
 
-def test_what_cannot_saturate_is_never_emulated(source, splits, files, tmp_path: Path) -> None:  # noqa: F811
+def test_what_cannot_saturate_is_never_emulated(source, splits, files, store, tmp_path: Path) -> None:  # noqa: F811
     path, _ = quantized("int8:reduce_range=true", source, splits.calibrate.images, tmp_path)
     safe = dataclasses.replace(files[1], path=path, digest=file_digest(path))
-    assert not judge.emulates(job_of(target=OTHER), safe)
+    job = job_of(target=OTHER)
+    assert not judge.counts(job, store, safe, None, job.splits.select)["emulated"]
 
 
 def test_the_report_tells_measured_from_emulated_from_assumed(files, store: Store, monkeypatch) -> None:
@@ -215,7 +216,8 @@ def test_a_file_with_an_unknown_operator_is_said_not_to_be_emulated(files, store
     node.op_type = "ReduceMax"
     onnx.save(model, tmp_path / "other.onnx")
     other = dataclasses.replace(int8, path=tmp_path / "other.onnx", digest=file_digest(tmp_path / "other.onnx"))
-    assert not judge.emulates(job_of(target=OTHER), other)
+    job = job_of(target=OTHER)
+    assert not judge.counts(job, store, other, None, job.splits.select)["emulated"]
     (row,) = judge.elsewhere(job_of(), store, [(other, float_)])
     assert row["how"] == "assumed" and "ReduceMax" in row["words"]
 

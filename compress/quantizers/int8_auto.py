@@ -8,23 +8,17 @@ rounding. What each rung cost and gained is in the report; see `ladder.py`.
 
 from dataclasses import dataclass
 
+from compress import qat_knobs
 from compress.config import knob
 
 PRECISION = "int8"
 # the quantizer that the ladder turns the knobs of
 FIRST = "int8"
+# when its knobs make no sense
+check = qat_knobs.check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    qat_share: float = knob(
-        0.1, "epochs of training through the rounding, as a part of the recipe's and at least one; 0: none", low=0,
-        high=10,
-    )  # fmt: skip
-    qat_learning_rate: float = knob(1e-4, "its learning rate, in parts of a channel's largest weight", low=1e-7, high=1)
-    ce_weight: float = knob(0.1, "in training, weight of the labels", low=0, high=1e6)
-    parent_weight: float = knob(1.0, "in training, weight of the float file as a teacher", low=0, high=1e6)
-    teacher_weight: float = knob(0.1, "in training, weight of the recipe's teacher", low=0, high=1e6)
-    temperature: float = knob(4.0, "in training, temperature of both teachers", low=0.05, high=1000)
+class Config(qat_knobs.Training):
     most_float: int = knob(4, "most layers that may be left in float", low=0, high=1000)
     rounding_steps: int = knob(500, "steps of adaptive rounding for each layer", low=1, high=100_000)

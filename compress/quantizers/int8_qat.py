@@ -9,30 +9,17 @@ trained and how it becomes a file.
 
 from dataclasses import dataclass
 
-from compress import calibrate
+from compress import calibrate, qat_knobs
 from compress.config import knob
-from compress.errors import UsageError
 
 PRECISION = "int8"
 # the quantizer whose file is trained, and the rung of the ladder that does it
 FIRST = "int8"
 RUNGS = ("quantization-aware training",)
-
-
-def check(config: "Config") -> None:
-    """Raises UsageError where nothing teaches."""
-    if not config.ce_weight + config.parent_weight + config.teacher_weight:
-        raise UsageError("int8_qat: nothing teaches, all weights are 0", hint="leave parent_weight at 1")
+# when its knobs make no sense
+check = qat_knobs.check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    qat_share: float = knob(0.1, "epochs of it, as a part of the recipe's; at least one epoch", low=0.001, high=10)
-    qat_learning_rate: float = knob(
-        1e-4, "peak learning rate, in parts of a channel's largest weight", low=1e-7, high=1
-    )
-    ce_weight: float = knob(0.1, "weight of the labels' cross-entropy", low=0, high=1e6)
-    parent_weight: float = knob(1.0, "weight of the float file as a teacher", low=0, high=1e6)
-    teacher_weight: float = knob(0.1, "weight of the recipe's teacher", low=0, high=1e6)
-    temperature: float = knob(4.0, "temperature T of both", low=0.05, high=1000)
+class Config(qat_knobs.Training):
     calibrator: str = knob("mse", "the rule for ranges, before training", choices=calibrate.RULES)
