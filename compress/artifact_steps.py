@@ -22,7 +22,7 @@ from compress.losses import mean_of_probabilities
 from compress.plan import Job, plugins_digest
 from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
-from compress.types import Artifact, Dataset
+from compress.types import Artifact, Dataset, Samples
 
 VERSIONS = {"export": 2, "ensemble": 1, "quantize": 3, "answers": 1}
 
@@ -53,9 +53,9 @@ def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
             "spec": network.contract.spec,
         }
         artifact = onnx_artifact(job, stage, path, "float32", facts)
-        images = parity_images(job)
+        images = parity_set(job).images
         expected = train.predict(network, images)
-        parity = export.compare(expected, _answers(store, artifact, images))
+        parity = export.compare(expected, answers_of(store, artifact, images))
         export.check_parity(parity, stage)
         return {**facts, "parity": parity}
 
@@ -78,11 +78,11 @@ def ensemble_step(job: Job, store: Store, members: list[Artifact]) -> Step:
             "parameters": sum(member.parameters for member in members),
             "macs": sum(member.macs for member in members),
         }
-        images = parity_images(job)
-        each = torch.from_numpy(np.stack([_answers(store, member, images) for member in members]))
+        images = parity_set(job).images
+        each = torch.from_numpy(np.stack([answers_of(store, member, images) for member in members]))
         expected = mean_of_probabilities(each.double(), 1.0).numpy()
         parity = export.compare(
-            expected, _answers(store, onnx_artifact(job, "ensemble", path, "float32", facts), images)
+            expected, answers_of(store, onnx_artifact(job, "ensemble", path, "float32", facts), images)
         )
         export.check_parity(parity, "ensemble")
         return {**facts, "parity": parity}
@@ -90,20 +90,26 @@ def ensemble_step(job: Job, store: Store, members: list[Artifact]) -> Step:
     return store.step("ensemble", parts, make, say)
 
 
-def parity_images(job: Job, count: int = 1000) -> np.ndarray:
+def parity_set(job: Job, count: int = 1000) -> Dataset:
     """At least `count` real images, or all there are, of every class: select, filled up from train."""
     select, train_split = job.splits.select, job.splits.train
-    missing = max(0, count - len(select.labels))
-    return np.concatenate([sample(select, count), sample(train_split, missing)])
+    parts = [sample(select, count), sample(train_split, max(0, count - len(select.labels)))]
+    return dataclasses.replace(
+        select,
+        split="parity",
+        images=np.concatenate([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        digest=digest([select.digest, train_split.digest, count]),
+    )
 
 
-def sample(dataset: Dataset, count: int) -> np.ndarray:
+def sample(dataset: Dataset, count: int) -> Samples:
     """`count` images of the split (all, if fewer) in a fixed order that mixes the classes."""
-    order = randomness.permutation(randomness.derive("sample"), len(dataset.labels))[:count]
-    return dataset.images[np.sort(order)]
+    order = np.sort(randomness.permutation(randomness.derive("sample"), len(dataset.labels))[:count])
+    return Samples(images=dataset.images[order], labels=dataset.labels[order])
 
 
-def _answers(
+def answers_of(
     store: Store, artifact: Artifact, images: np.ndarray, runtime: str = "ort_cpu", plugins: tuple[Path, ...] = ()
 ) -> np.ndarray:
     threads, scratch = environment.allowed_threads(), store.root / "scratch"
@@ -185,6 +191,7 @@ def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, datas
         "version": VERSIONS["answers"],
         "artifact": artifact.digest,
         "runtime": runtime,
+        "adapter": file_digest(bench.runtime_file(runtime, job.plugins)),
         "data": dataset.digest,
         "plugins": plugins_digest(job),
         "machine": environment.fingerprint(environment.capture()),
@@ -192,7 +199,7 @@ def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, datas
 
     def make(folder: Path) -> dict[str, Any]:
         say(f"  asking {artifact.stage} in {runtime} about {len(dataset.labels)} images of {dataset.split}")
-        logits = _answers(store, artifact, dataset.images, runtime, job.plugins)
+        logits = answers_of(store, artifact, dataset.images, runtime, job.plugins)
         np.save(folder / "logits.npy", logits)
         return {}
 

@@ -4,7 +4,6 @@ Rounds visit all cells in a new seeded order, so that a drift of the machine fal
 sleeps while a child runs and never imports a runtime. See `worker.py` for what a visit records.
 """
 
-import hashlib
 import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from compress import catalog, environment
 from compress.child import ChildFailed, readable, run_child, workspace
 from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
+from compress.store import file_digest, folder_digest
 from compress.types import Artifact, Measurement
 
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
@@ -52,13 +52,16 @@ TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _TIERS}
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One thing to measure: an artifact in a runtime (a catalogue name) at a number of threads and a batch size."""
+    """One thing to measure: an artifact in a runtime (a catalogue name) at a number of threads and a batch size; or
+    one that is known not to be measurable, for the reason `refused`.
+    """
 
     name: str
     artifact: Artifact
     runtime: str
     threads: int
     batch: int = 1
+    refused: str = ""
 
 
 def measure(
@@ -132,7 +135,7 @@ def answers(
         reason = _unusable(runtime, artifact.format, work, plugins)
         if reason:
             raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {reason}")
-        copy = _private_copy(artifact, work / "model")
+        copy = private_copy(artifact, work / "model")
         np.save(work / "images.npy", images)
         spec = _spec("answers", runtime, copy, threads, plugins) | {
             "images": str(work / "images.npy"),
@@ -206,6 +209,8 @@ def _prepare(
     count = min(POOL_SIZE, len(images))
     chosen = np.random.default_rng([seed]).choice(len(images), size=count, replace=False)
     np.save(work / "images.npy", images[np.sort(chosen)])
+    failures |= {cell.name: cell.refused for cell in cells if cell.refused}
+    cells = [cell for cell in cells if not cell.refused]
     kinds = dict.fromkeys((cell.runtime, cell.artifact.format) for cell in cells)
     reasons = {kind: _unusable(*kind, work, plugins) for kind in kinds}
     specs: dict[str, dict[str, Any]] = {}
@@ -213,7 +218,7 @@ def _prepare(
         try:
             _check_shape(cell.artifact, images)
             reason = reasons[cell.runtime, cell.artifact.format]
-            copy = _private_copy(cell.artifact, work / f"model{index}")
+            copy = private_copy(cell.artifact, work / f"model{index}")
         except InputRejected as error:
             reason, copy = error.message, Path()
         if reason:
@@ -289,21 +294,21 @@ def _check_file(path: Path) -> None:
         raise InputRejected(f"{path} has {state.st_size} bytes; an ONNX file ends at 2 GiB")
 
 
-def _private_copy(artifact: Artifact, folder: Path) -> Path:
-    """A copy that nothing can change during the measurement and that has no neighbours to refer to.
-
-    The digest of a file is checked on the copy; a folder (format `torch`) is verified by whoever loads it.
+def private_copy(artifact: Artifact, folder: Path) -> Path:
+    """A copy that nothing can change during the measurement and that has no neighbours to refer to; its digest is
+    checked. Only a network's folder (format `torch`) is verified by whoever loads it.
     """
     if artifact.path.is_dir():
-        return Path(shutil.copytree(artifact.path, folder))
-    _check_file(artifact.path)
-    folder.mkdir()
-    copy = Path(shutil.copyfile(artifact.path, folder / f"model{artifact.path.suffix}"))
-    with copy.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != artifact.digest:
+        copy = Path(shutil.copytree(artifact.path, folder))
+        found = artifact.digest if artifact.format == "torch" else folder_digest(copy)
+    else:
+        _check_file(artifact.path)
+        folder.mkdir()
+        copy = Path(shutil.copyfile(artifact.path, folder / f"model{artifact.path.suffix}"))
+        found = file_digest(copy)
+    if found != artifact.digest:
         raise InputRejected(
-            f"{artifact.path} is not the file of its manifest: sha256 {digest[:12]}…, expected {artifact.digest[:12]}…",
+            f"{artifact.path} is not the file of its manifest: sha256 {found[:12]}…, expected {artifact.digest[:12]}…",
             hint="make the artifact again",
         )
     return copy

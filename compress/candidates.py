@@ -51,7 +51,7 @@ class Subject:
 
 def subject_of(dataset: Dataset, runtime: str, threads: int, plugins: tuple[Path, ...]) -> Subject:
     """Real images: some of the split, in a fixed order."""
-    images = artifact_steps.sample(dataset, TIMED_IMAGES)
+    images = artifact_steps.sample(dataset, TIMED_IMAGES).images
     some = dataclasses.replace(dataset, images=images, digest=digest([dataset.digest, "sample", TIMED_IMAGES]))
     return Subject(images=some, runtime=runtime, threads=threads, plugins=plugins)
 

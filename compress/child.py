@@ -1,6 +1,6 @@
-"""One worker process: started clean, waited for without polling, and gone with all that it started.
+"""One child process: started clean, waited for without polling, and gone with all that it started.
 
-Used by `bench.py`; `worker.py` is the other side.
+Used by `bench.py`, whose other side is `worker.py`, and by `conversion.py`, whose other side is `converter.py`.
 """
 
 import contextlib
@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 WORKER = Path(__file__).with_name("worker.py")
+CONVERTER = Path(__file__).with_name("converter.py")
 # What a child may know of this environment: nothing that holds credentials.
 LOOK_EVERY_MS = 500
 PASSED_ON = frozenset("PATH HOME LANG LC_ALL LD_LIBRARY_PATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES CUDA_PATH".split())
@@ -45,11 +47,16 @@ def run_child(
     timeout_s: float,
     plugins: tuple[Path, ...],
     on_progress: Callable[[int], None] | None = None,
+    *,
+    script: Path = WORKER,
+    watch: Callable[[int], None] | None = None,
+    changes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The result of one worker process. Whatever it started is gone on return. Raises ChildFailed.
+    """The result of one process that runs `script`. Whatever it started is gone on return. Raises ChildFailed.
 
-    `on_progress(done)` is called twice a second with the count that the child notes; without it nothing wakes up this
-    process before the child ends, which is what timed work wants.
+    `on_progress(done)` is called twice a second with the count that the child notes, `watch(pid)` to look at it, which
+    ends it by raising ChildFailed; without them nothing wakes up this process before the child ends, which is what
+    timed work wants. `changes` are of the child's environment.
     """
     folder = Path(tempfile.mkdtemp(dir=work))
     result, log = folder / "result.json", folder / "log.txt"
@@ -57,7 +64,7 @@ def run_child(
     full = spec | {"result": str(result), "progress": str(folder / "progress"), "cap_s": int(timeout_s) + 10}
     (folder / "spec.json").write_text(json.dumps(full))
     # -P: without it this package's own folder comes first on the path and its types.py hides Python's.
-    command = [sys.executable, "-P", str(WORKER), str(folder / "spec.json")]
+    command = [sys.executable, "-P", str(script), str(folder / "spec.json")]
     with log.open("wb") as stream:
         child = subprocess.Popen(
             command,
@@ -65,11 +72,11 @@ def run_child(
             stdout=stream,
             stderr=stream,
             cwd=folder,
-            env=_child_environment(spec.get("threads", 1), folder, plugins),
+            env={**_child_environment(spec.get("threads", 1), folder, plugins), **changes},
             start_new_session=True,
         )
         try:
-            finished = _wait(child, timeout_s, folder / "progress", on_progress)
+            finished = _wait(child, timeout_s, _looks(child.pid, folder / "progress", on_progress, watch))
         finally:
             _kill_group(child)
     if not finished:
@@ -77,7 +84,23 @@ def run_child(
     return _read_result(result, log, child.returncode)
 
 
-def _wait(child: subprocess.Popen, timeout_s: float, noted: Path, on_progress: Callable[[int], None] | None) -> bool:
+def _looks(
+    pid: int, noted: Path, on_progress: Callable[[int], None] | None, watch: Callable[[int], None] | None
+) -> Callable[[], None] | None:
+    """What is done twice a second while the child runs, or None."""
+    if on_progress is None and watch is None:
+        return None
+
+    def look() -> None:
+        if on_progress and noted.exists():
+            on_progress(noted.stat().st_size)
+        if watch:
+            watch(pid)
+
+    return look
+
+
+def _wait(child: subprocess.Popen, timeout_s: float, look: Callable[[], None] | None) -> bool:
     """Whether the child ended in time. Sleeps in poll(2): `Popen.wait(timeout)` wakes up twenty times a second."""
     try:
         descriptor = os.pidfd_open(child.pid)
@@ -90,14 +113,13 @@ def _wait(child: subprocess.Popen, timeout_s: float, noted: Path, on_progress: C
     try:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
-        if on_progress is None:
+        if look is None:
             return bool(poller.poll(timeout_s * 1000))
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             if poller.poll(LOOK_EVERY_MS):
                 return True
-            if noted.exists():
-                on_progress(noted.stat().st_size)
+            look()
         return False
     finally:
         os.close(descriptor)

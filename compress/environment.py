@@ -21,7 +21,7 @@ ISA_FLAGS = frozenset(
 )
 PACKAGES = (
     "numpy Pillow torch torchvision onnx onnxscript onnxruntime onnxruntime-gpu torch-pruning safetensors scikit-learn "
-    "timm"
+    "timm openvino ncnn pnnx MNN ai-edge-litert litert-torch executorch"
 ).split()
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")

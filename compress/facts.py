@@ -87,6 +87,7 @@ def of_run(
         "tree": measured["tree"],
         "choice": measured["choice"],
         "elsewhere": measured["elsewhere"],
+        "converted": measured["converted"],
     }
 
 

@@ -165,7 +165,7 @@ def sensitivity(place: Place, how: How) -> dict[str, Any]:
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        images = artifact_steps.sample(job.splits.calibrate, SENSITIVITY_IMAGES)
+        images = artifact_steps.sample(job.splits.calibrate, SENSITIVITY_IMAGES).images
         prepared, path = folder / "prepared.onnx", folder / "one.onnx"
         expected = calibrate.answers(how.parent.path, images)
         ranges, scheme, _ = entry.module.ready(entry.config, how.parent.path, prepared, job.splits.calibrate.images)

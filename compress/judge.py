@@ -40,6 +40,16 @@ def _counts(
     return {**evaluate.counts(logits, dataset.labels[index], base), "emulated": emulated}
 
 
+def exact(job: Job, store: Store, artifact: Artifact, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `[N,K]` of an ONNX artifact as CPUs give them that clip no sums, and for which images of the split: for
+    all, or a part where this CPU clips and they are emulated.
+    """
+    if _is_other(artifact, clips=False):
+        index = _part(dataset)
+        return _emulated(store, artifact, dataset, index, clips=False), index
+    return artifact_steps.answers_step(job, store, artifact, "ort_cpu", dataset), np.arange(len(dataset.labels))
+
+
 def elsewhere(job: Job, store: Store, files: list[tuple[Artifact, Artifact]]) -> list[dict[str, Any]]:
     """What is known of int8 files (each with its float parent) on the target's CPUs, or without a target on all kinds:
     rows of what was measured on the `report` split, what is emulated on a part of it, and what is assumed.

@@ -1,6 +1,8 @@
 """Measuring files, in a run or outside of one: the same cells, rounds and control."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,21 +18,25 @@ SYNTHETIC_IMAGES = 128
 
 
 def cells_of(
-    pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], scratch: Path, plugins: tuple[Path, ...]
-) -> list[bench.Cell]:
+    pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], scratch: Path, plugins: tuple[Path, ...],
+    refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> list[bench.Cell]:  # fmt: skip
     """A cell for each (artifact, runtime) and number of threads; the first whose runtime works here once more, as the
-    A/A control.
+    A/A control. `refused` holds why some (stage, runtime) are not to be measured.
     """
     cells = [
-        bench.Cell(name=f"{artifact.stage}/{runtime}/{number}", artifact=artifact, runtime=runtime, threads=int(number))
+        bench.Cell(
+            name=f"{artifact.stage}/{runtime}/{number}", artifact=artifact, runtime=runtime, threads=int(number),
+            refused=refused.get((artifact.stage, runtime), ""),
+        )
         for number in threads
         for artifact, runtime in pairs
-    ]
-    runtimes = dict.fromkeys(cell.runtime for cell in cells)
+    ]  # fmt: skip
+    runtimes = dict.fromkeys(cell.runtime for cell in cells if not cell.refused)
     usable = next(
         (r for r in runtimes if not bench.runtime_state(r, scratch, plugins)["unavailable"]), cells[0].runtime
     )
-    first = next(cell for cell in cells if cell.runtime == usable)
+    first = next((cell for cell in cells if cell.runtime == usable and not cell.refused), cells[0])
     twin = bench.Cell(name=first.name + TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
     return [*cells, twin]
 
@@ -64,10 +70,10 @@ def twin_of(measurement: Measurement) -> str:
 
 def latency(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
-    store: Store, plugins: tuple[Path, ...] = (),
+    store: Store, plugins: tuple[Path, ...] = (), refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
-    cells = cells_of(pairs, threads, store.root / "scratch", plugins)
+    cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused)
     with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
         return bench.measure(
             cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",

@@ -18,6 +18,11 @@ from compress.errors import InputRejected
 
 _HINT = "export the network without it"
 _WINDOWED = ("Conv", "MaxPool", "AveragePool")
+# operator → the first of its inputs that are settings: read as numbers (numpy), not computed with as tensors
+_SETTINGS = {
+    **dict.fromkeys(("Clip", "QuantizeLinear", "DequantizeLinear", "Pad", "ReduceMean"), 1),
+    **dict.fromkeys(("Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"), 1),
+}
 
 
 def unreadable(model: Any) -> str:
@@ -44,24 +49,30 @@ class Graph(nn.Module):
             if set(node.output) & set(given):
                 continue
             one = _Node(node)
-            if one.constant(values):
-                values |= zip(node.output, one.outputs([values.get(name) for name in node.input]), strict=True)
+            if one.constant(values) and not self.keeps(one, values):
+                inputs = [
+                    values[name].numpy() if name and place >= one.settings else values.get(name)
+                    for place, name in enumerate(node.input)
+                ]
+                values |= zip(node.output, one.outputs(inputs), strict=True)
             else:
                 self.nodes.append(one)
-        read = {name for node in self.nodes for name in node.inputs}
+        read = {name for node in self.nodes for name in node.inputs[: node.settings]}
+        settings = {name for node in self.nodes for name in node.inputs[node.settings :]}
+        self.settings = {name: values[name].numpy() for name in values if name in settings}
         self.names = tuple(name for name in values if name in read)
         for number, name in enumerate(self.names):
             self.register_buffer(str(number), values[name], persistent=False)
         last = {name: number for number, node in enumerate(self.nodes) for name in node.inputs}
         self.done_after: list[list[str]] = [[] for _ in self.nodes]
         for name, number in last.items():
-            if name not in values and name != self.output and name not in given:
+            if name not in values and name != self.output and name not in given and name not in self.settings:
                 self.done_after[number].append(name)
 
     def forward(self, images: Tensor, given: dict[str, Tensor] | None = None) -> Tensor:
         """Logits `[N,K]` of images float32 `[N,C,H,W]` in [0,1]."""
-        values = {name: self.get_buffer(str(number)) for number, name in enumerate(self.names)}
-        values |= given or {}
+        values: dict[str, Any] = {name: self.get_buffer(str(number)) for number, name in enumerate(self.names)}
+        values |= {**self.settings, **(given or {})}
         values[self.input] = images
         for node, done in zip(self.nodes, self.done_after, strict=True):
             inputs = [values[name] if name else None for name in node.inputs]
@@ -69,6 +80,10 @@ class Graph(nn.Module):
             for name in done:  # a value that nobody reads any more would only fill memory
                 del values[name]
         return values[self.output]
+
+    def keeps(self, node: "_Node", values: dict[str, Tensor]) -> bool:
+        """Whether a node of constants is computed at every call all the same; what another arithmetic overrides."""
+        return False
 
     def run(self, node: "_Node", inputs: list[Any]) -> tuple[Tensor, ...]:
         """The outputs of one node; what another arithmetic overrides."""
@@ -83,6 +98,7 @@ class _Node:
 
         self.kind, self.inputs, self.names = node.op_type, list(node.input), list(node.output)
         self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.settings = _SETTINGS.get(node.op_type, len(node.input))
         self.attributes |= {"num_outputs": len(node.output)} if node.op_type == "Split" else {}
         if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATORS:
             raise InputRejected(f"the operator {node.op_type} has no counterpart in torch here", hint=_HINT)
@@ -141,10 +157,10 @@ def _average_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _quantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    if scale.numel() > 1:
+def _quantize(attributes: dict[str, Any], x: Tensor, scale: Any, zero: Any = None) -> Tensor:
+    if scale.size > 1:
         raise InputRejected("activations with a scale per channel are not read here", hint="take one scale a tensor")
-    limits = torch.iinfo(zero.dtype if zero is not None else torch.uint8)
+    limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
     offset = 0 if zero is None else int(zero)
     return _Rounded.apply(x, float(scale), limits.min - offset, limits.max - offset)  # type: ignore[no-any-return]
 
@@ -164,22 +180,22 @@ class _Rounded(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.ends), None, None, None
 
 
-def _dequantize(attributes: dict[str, Any], x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+def _dequantize(attributes: dict[str, Any], x: Tensor, scale: Any, zero: Any = None) -> Tensor:
     if x.is_floating_point():  # of a QuantizeLinear above
         return x
     shape = [1] * x.dim()
-    if scale.numel() > 1:
+    if scale.size > 1:
         shape[attributes.get("axis", 1)] = -1
-    levels = x.float() if zero is None else x.float() - zero.float().reshape(shape if zero.numel() > 1 else [])
-    return levels * (scale.reshape(shape) if scale.numel() > 1 else scale.reshape([]))
+    offset = 0.0 if zero is None else torch.from_numpy(zero.astype(np.float32).reshape(shape if zero.size > 1 else []))
+    return (x.float() - offset) * torch.from_numpy(scale.reshape(shape if scale.size > 1 else []))
 
 
-def _reduce_mean(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+def _reduce_mean(attributes: dict[str, Any], x: Tensor, axes: Any = None) -> Tensor:
     dims = axes.tolist() if axes is not None else attributes.get("axes")
     return x.mean(dim=dims, keepdim=bool(attributes.get("keepdims", 1)))
 
 
-def _reshape(attributes: dict[str, Any], x: Tensor, shape: Tensor) -> Tensor:
+def _reshape(attributes: dict[str, Any], x: Tensor, shape: Any) -> Tensor:
     wanted = shape.tolist()
     return x.reshape(
         [x.shape[i] if size == 0 and not attributes.get("allowzero") else size for i, size in enumerate(wanted)]
@@ -192,14 +208,14 @@ def _flatten(attributes: dict[str, Any], x: Tensor) -> Tensor:
     return x.reshape(int(np.prod(x.shape[:axis])), -1)
 
 
-def _split(attributes: dict[str, Any], x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+def _split(attributes: dict[str, Any], x: Tensor, sizes: Any = None) -> tuple[Tensor, ...]:
     axis = attributes.get("axis", 0)
     if sizes is not None:
         return tuple(x.split(sizes.tolist(), axis))
     return tuple(x.chunk(attributes["num_outputs"], axis))
 
 
-def _slice(attributes: dict[str, Any], x: Tensor, starts: Tensor, ends: Tensor, *rest: Tensor) -> Tensor:
+def _slice(attributes: dict[str, Any], x: Tensor, starts: Any, ends: Any, *rest: Any) -> Tensor:
     axes = rest[0].tolist() if rest else range(len(starts))
     steps = rest[1].tolist() if len(rest) > 1 else [1] * len(starts)
     index = [slice(None)] * x.dim()
@@ -208,7 +224,7 @@ def _slice(attributes: dict[str, Any], x: Tensor, starts: Tensor, ends: Tensor, 
     return x[tuple(index)]
 
 
-def _pad(attributes: dict[str, Any], x: Tensor, pads: Tensor, value: Tensor | None = None, *axes: Tensor) -> Tensor:
+def _pad(attributes: dict[str, Any], x: Tensor, pads: Any, value: Any = None, *axes: Any) -> Tensor:
     if axes or attributes.get("mode", b"constant") != b"constant":
         raise InputRejected("only a Pad of all axes by a constant is read here", hint="export with such a one")
     sides, half = pads.tolist(), x.dim()
@@ -216,18 +232,19 @@ def _pad(attributes: dict[str, Any], x: Tensor, pads: Tensor, value: Tensor | No
     return F.pad(x, both, value=0.0 if value is None else float(value))
 
 
-def _squeeze(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+def _squeeze(attributes: dict[str, Any], x: Tensor, axes: Any = None) -> Tensor:
     return x.squeeze() if axes is None else x.squeeze(tuple(axes.tolist()))
 
 
-def _unsqueeze(attributes: dict[str, Any], x: Tensor, axes: Tensor) -> Tensor:
+def _unsqueeze(attributes: dict[str, Any], x: Tensor, axes: Any) -> Tensor:
     for axis in sorted(axes.tolist()):
         x = x.unsqueeze(axis)
     return x
 
 
-def _clip(attributes: dict[str, Any], x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    return x.clamp(low, high) if low is not None or high is not None else x
+def _clip(attributes: dict[str, Any], x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    ends = [None if end is None else float(end) for end in (low, high)]
+    return x if ends == [None, None] else x.clamp(*ends)
 
 
 def _hard_sigmoid(attributes: dict[str, Any], x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from compress.types import Artifact, Dataset, Measurement, Splits
 if TYPE_CHECKING:
     from compress.chain import Link
     from compress.plan import Job
+    from compress.runtime_files import Offer
 
 GOLDEN_IMAGES = 16
 REPORT_FILES = ("report.json", "report.md", "report.html", "samples.npz")
@@ -138,10 +139,12 @@ def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, 
         if link.kept and link.artifact.stage in files:
             golden = measured["golden"][link.artifact.stage]
             write_artifact(models / files[link.artifact.stage], link.artifact, job.splits.report, golden)
+    converted = _write_converted(models, measured["offers"], files)
     write_atomic(models / "recipe.toml", recipe.to_toml(job.recipe).encode())
     write_atomic(models / "card.md", facts.card(document, found.models, found.reports).encode())
     manifest = _new_manifest(found, job, run, document) | {
         "inputs_digest": inputs,
+        "converted": converted,
         "files": _listed(models),
         "report": _listed(reports),
     }
@@ -150,6 +153,24 @@ def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, 
     _replace(reports, found.reports, ours={*REPORT_FILES})
     _replace(models, found.models, ours={"manifest.json", *(entry["file"] for entry in old["files"])})
     return document
+
+
+def _write_converted(models: Path, offers: list["Offer"], files: dict[str, str]) -> list[dict[str, Any]]:
+    """Copy what was converted of the students that ship, and answers as they do: `model.tflite` of `student.int8.onnx`
+    as `student.int8.tflite`. Returns the manifest's entries: `files` are names as the runtime knows them → names here.
+    """
+    entries = []
+    for offer in offers:
+        stage, names = offer.artifact.stage, offer.conversion.get("files", [])
+        if stage not in files or stage == "teacher" or offer.failure or not names:
+            continue
+        stem = files[stage].removesuffix(".onnx")
+        here = {name: stem + name.removeprefix("model") for name in names}
+        for name, written in here.items():
+            write_atomic(models / written, (offer.artifact.path / name).read_bytes())
+        facts = {"stage": stage, "runtime": offer.runtime, "precision": offer.artifact.precision}
+        entries.append({**facts, "files": here})
+    return entries
 
 
 def _aside(folder: Path) -> Path:

@@ -2,42 +2,28 @@
 
 from typing import Any
 
-from compress import artifact_steps, evaluate, facts, judge, measuring, training_steps, tree_facts
+from compress import artifact_steps, evaluate, facts, judge, measuring, runtime_files, training_steps, tree_facts
 from compress.catalog import load as load_entry
 from compress.chain import Link
 from compress.errors import CompressError, Unmeasurable
 from compress.plan import Job
 from compress.progress import say
+from compress.runtime_files import REFERENCE, Offer
 from compress.store import Store
 from compress.types import Artifact
 
 
 def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     """Latency of every artifact in every runtime, and accuracy of the same bytes on the `report` split."""
-    artifacts = _by_format(job, links)
-    pairs = [
-        (a, r) for r in job.recipe.runtimes for a in artifacts[load_entry("runtimes", r, job.plugins).module.FORMAT]
-    ]
+    offered = [offer for runtime in job.recipe.runtimes for offer in _offers(job, store, links, runtime)]
     say(f"benchmark: tier {job.recipe.tier}")
     measurements = measuring.latency(
-        pairs, job.recipe.threads, job.splits.report.images, job.recipe.tier, job.recipe.seed, store, job.plugins
-    )
+        [(offer.artifact, offer.runtime) for offer in offered], job.recipe.threads, job.splits.report.images,
+        job.recipe.tier, job.recipe.seed, store, job.plugins,
+        refused={(offer.artifact.stage, offer.runtime): offer.failure for offer in offered if offer.failure},
+    )  # fmt: skip
     failures = {(m.artifact, m.runtime): m.failure for m in measurements if m.failure}
     say(f"accuracy on the report split ({len(job.splits.report.labels)} images)")
-    accuracy: list[dict[str, Any]] = []
-    for artifact, runtime in pairs:
-        row: dict[str, Any] = {"stage": artifact.stage, "runtime": runtime, "failure": ""}
-        row |= {"n": 0, **dict.fromkeys(("correct", "top5_correct", "teacher_only", "this_only", "agree"))}
-        try:
-            if (artifact.stage, runtime) in failures:
-                raise Unmeasurable(failures[artifact.stage, runtime])
-            logits = artifact_steps.answers_step(job, store, artifact, runtime, job.splits.report)
-            base = artifact_steps.answers_step(job, store, _teacher_of(pairs, runtime), runtime, job.splits.report)
-            row |= evaluate.counts(logits, job.splits.report.labels, base)
-            row["teacher_only"] = row.pop("baseline_only")
-        except CompressError as error:
-            row["failure"] = error.message
-        accuracy.append(row)
     report_split = job.splits.report
     golden = {
         link.artifact.stage: artifact_steps.answers_step(job, store, link.artifact, "ort_cpu", report_split)
@@ -45,13 +31,51 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     }
     return {
         "run": {"seed": job.recipe.seed, "tier": job.recipe.tier, "max_drop_points": job.recipe.max_drop},
-        "accuracy": accuracy,
+        "accuracy": [
+            _accuracy(job, store, offer, _teacher_of(offered, offer.runtime, links), failures) for offer in offered
+        ],
         "measurements": [facts.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
         "tree": _tree(job, links),
         "elsewhere": judge.elsewhere(job, store, _with_parents(links)),
+        "converted": [runtime_files.facts(o) for o in offered if o.conversion or o.gate or o.failure],
+        "offers": offered,
     }
+
+
+def _offers(job: Job, store: Store, links: list[Link], runtime: str) -> list[Offer]:
+    """What the runtime is given: every stage has an ONNX file; the teacher is measured as a network too, for what
+    deployment alone gains.
+    """
+    if load_entry("runtimes", runtime, job.plugins).module.FORMAT != "torch":
+        above = {link.artifact.stage: link.artifact for link in links}
+        return [runtime_files.offer(job, store, li.artifact, above.get(li.parent), runtime) for li in links]
+    if not (network := links[0].network):
+        return []
+    teacher = artifact_steps.torch_artifact(job, "teacher", network, vars(links[0].artifact))
+    return [Offer(runtime=runtime, artifact=teacher, conversion={}, gate={})]
+
+
+def _accuracy(
+    job: Job, store: Store, offer: Offer, teacher: tuple[Artifact, str], failures: dict[tuple[str, str], str]
+) -> dict[str, Any]:  # fmt: skip
+    """The counts of one artifact's bytes in one runtime, against the teacher's there, or why there are none."""
+    stage, runtime = offer.artifact.stage, offer.runtime
+    row: dict[str, Any] = {"stage": stage, "runtime": runtime, "failure": ""}
+    row |= {"n": 0, **dict.fromkeys(("correct", "top5_correct", "teacher_only", "this_only", "agree"))}
+    try:
+        if (stage, runtime) in failures:
+            raise Unmeasurable(failures[stage, runtime])
+        if not load_entry("runtimes", runtime, job.plugins).module.TOLERANCE:
+            raise Unmeasurable(f"{runtime} answers nothing")
+        logits = artifact_steps.answers_step(job, store, offer.artifact, runtime, job.splits.report)
+        base = artifact_steps.answers_step(job, store, *teacher, job.splits.report)
+        row |= evaluate.counts(logits, job.splits.report.labels, base)
+        row["teacher_only"] = row.pop("baseline_only")
+    except CompressError as error:
+        row["failure"] = error.message
+    return row
 
 
 def _with_parents(links: list[Link]) -> list[tuple[Artifact, Artifact]]:
@@ -70,17 +94,7 @@ def _tree(job: Job, links: list[Link]) -> dict[str, Any] | None:
     return tree_facts.of_tree(network, picture, link.artifact.stage, job.splits.report)
 
 
-def _teacher_of(pairs: list[tuple[Artifact, str]], runtime: str) -> Artifact:
-    """The teacher as this runtime reads it."""
-    return next(a for a, r in pairs if r == runtime and a.stage == "teacher")
-
-
-def _by_format(job: Job, links: list[Link]) -> dict[str, list[Artifact]]:
-    """Artifacts for each format that a runtime may read: every stage has an ONNX file; the teacher is measured as a
-    network too, for what deployment alone gains.
-    """
-    teacher = links[0]
-    networks = []
-    if teacher.network:
-        networks = [artifact_steps.torch_artifact(job, "teacher", teacher.network, vars(teacher.artifact))]
-    return {"onnx": [link.artifact for link in links], "torch": networks}
+def _teacher_of(offered: list[Offer], runtime: str, links: list[Link]) -> tuple[Artifact, str]:
+    """The teacher as this runtime reads it, and the runtime; where it does not, the teacher's ONNX file."""
+    teachers = {o.runtime: o.artifact for o in offered if o.artifact.stage == "teacher" and not o.failure}
+    return (teachers[runtime], runtime) if runtime in teachers else (links[0].artifact, REFERENCE)

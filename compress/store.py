@@ -36,6 +36,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_digest(folder: Path) -> str:
+    """Digest of the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest({str(path.relative_to(folder)): file_digest(path) for path in files})
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data` so that a reader (or a crash) sees the old bytes or the new, never a part.
 

@@ -51,7 +51,7 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Images uint8 `[N,H,W,C]` and labels int64 `[N]`, all known."""
+    """Images uint8 `[N,H,W,C]` and labels int64 `[N]`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -126,8 +126,8 @@ class Artifact:
     """A file that ships or is measured, with its contract. `stage` names the step of the chain that made it."""
 
     path: Path
-    digest: str  # sha256 of the file
-    format: str  # "onnx" or "torch"
+    digest: str  # sha256 of the file, or `store.folder_digest`
+    format: str  # "onnx", "torch" (a network's folder), or a runtime's own (a folder of its files)
     precision: str  # "float32", "int8"
     stage: str
     size_bytes: int

@@ -7,18 +7,34 @@ import click
 from compress.cli import options
 
 
-@click.command(short_help="Check a run's files against its manifest, and its golden samples on this machine.")
+@click.command(short_help="Check a run's files, and its golden samples on this machine or on emulated ARM64.")
 @click.argument("folder", type=click.Path(path_type=Path))
-def command(folder: Path) -> None:
-    """Check every file of models/RUN against its manifest, then ask the golden samples of each ONNX file here.
+@click.option("--arch", default="", type=click.Choice(["", "arm64"]), help="Ask on this instruction set, emulated.")
+def command(folder: Path, arch: str) -> None:
+    """Check every file of models/RUN against its manifest, then ask the golden samples of each ONNX file here; or of
+    all files that ARM64's runtimes read, converted ones too, emulated (answers only: no time is taken).
 
     \b
     compress verify models/RUN
+    compress verify --arch arm64 models/RUN
     """
-    from compress import files
+    from compress import arm64, arm64_verify, files
+    from compress.errors import CompressError
     from compress.store import Store
 
-    for name, found in files.verify(folder, Store.default().root / "scratch"):
-        click.echo(f"ok  {name:<22} {found}")
-    click.echo(f"{folder} is whole and answers here as it did where it was made", err=True)
+    scratch = Store.default().root / "scratch"
+    if not arch:
+        for name, found in files.verify(folder, scratch):
+            click.echo(f"ok  {name:<22} {found}")
+        click.echo(f"{folder} is whole and answers here as it did where it was made", err=True)
+        options.next_step(f"compress bench {folder} --tier standard")
+        return
+    rows = arm64_verify.verify(folder, arm64.default_folder(), scratch)
+    for name, said, well in rows:
+        click.echo(f"{'ok' if well else 'failed':<7} {name}: {said}")
+    if bad := [name for name, _, well in rows if not well]:
+        raise CompressError(
+            f"{len(bad)} of {len(rows)} answer otherwise on ARM64: {'; '.join(bad)}",
+            hint="do not ship these to phones or boards; `compress convert` offers other runtimes",
+        )
     options.next_step(f"compress bench {folder} --tier standard")

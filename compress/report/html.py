@@ -217,6 +217,12 @@ def _elsewhere(document: dict[str, Any]) -> Markup | None:
     return _section("int8 on other CPUs", _note(words.ELSEWHERE), tables.elsewhere(document))
 
 
+def _converted(document: dict[str, Any]) -> Markup | None:
+    if not document["derived"]["converted"]:
+        return None
+    return _section("Files for other runtimes", _note(words.CONVERTED), tables.converted(document))
+
+
 def _choice(document: dict[str, Any]) -> Markup | None:
     choice = document.get("choice")
     if not choice:
@@ -290,6 +296,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _stages(document, labels),
         _ladder(document),
         _elsewhere(document),
+        _converted(document),
         _choice(document),
         _tree(document),
         _section("Latency in detail", tables.latency_detail(document, labels)),

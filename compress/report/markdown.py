@@ -188,6 +188,22 @@ def _ladder_lines(document: dict[str, Any]) -> list[str]:
     return [*lines, *(heading + layers if layers else [])]
 
 
+def _converted_lines(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in document["derived"]["converted"]:
+        said = [row["word"], *([row["failure"]] if row["failure"] else [])]
+        if row["agreement_fraction"]["value"] is not None:
+            same = fmt.percent(row["agreement_fraction"]["value"])
+            said += [
+                f"same answer as {row['like']} in ONNX on {same} of {fmt.count(row['images'])} images",
+                f"logits within {fmt.shown(row['difference_fraction'], fmt.significant)} of their spread",
+                f"top-1 {fmt.points_interval(row['cost_fraction'])}",
+            ]
+        said += [*([fmt.size(row["size_bytes"])] if row["size_bytes"] else []), *row["notes"]]
+        lines.append(f"- **{escaped(row['stage'])}** in {escaped(row['runtime'])}: {escaped('; '.join(said))}")
+    return lines
+
+
 def _elsewhere_lines(document: dict[str, Any]) -> list[str]:
     lines = []
     for row in document["derived"]["elsewhere"]:
@@ -243,6 +259,8 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## How int8 was repaired", "", *_ladder_lines(document), ""]
     if document["derived"]["elsewhere"]:
         parts += ["## int8 on other CPUs", "", *_elsewhere_lines(document), ""]
+    if document["derived"]["converted"]:
+        parts += ["## Files for other runtimes", "", *_converted_lines(document), ""]
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:

@@ -9,6 +9,7 @@ from typing import Any
 from compress import stats
 from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import aa_row, cell_rows, teacher_stage
+from compress.report.rows_converted import converted_rows
 from compress.report.rows_elsewhere import elsewhere_rows
 from compress.report.rows_ladder import ladder_rows
 from compress.report.rows_limits import choice_rows
@@ -52,7 +53,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `verdict`, `teacher`, `primary_cell`, `short_tier`.
+    `converted`, `verdict`, `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -75,5 +76,6 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "choice": choice_rows(facts),
         "ladder": ladder_rows(facts),
         "elsewhere": elsewhere_rows(facts),
+        "converted": converted_rows(facts),
         "verdict": verdict(facts, cell, row, aa, size),
     }

@@ -43,9 +43,12 @@ def _share_below(support: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def _artifact_of(facts: dict[str, Any], measurement: dict[str, Any]) -> dict[str, Any]:
+    """The artifact that was measured: what its stage's ONNX file says, with the bytes of what was made of it."""
+    digest, made = measurement["artifact_digest"], facts.get("converted") or []
     of_stage = [a for a in facts["artifacts"] if a["stage"] == measurement["stage"]]
-    same_bytes = [a for a in facts["artifacts"] if a["digest"] == measurement["artifact_digest"]]
-    return next(iter(same_bytes + of_stage), {})
+    same_bytes = [a for a in facts["artifacts"] if a["digest"] == digest]
+    own_bytes = [{"size_bytes": c["size_bytes"]} for c in made if c["files"] and c["digest"] == digest]
+    return {**next(iter(same_bytes + of_stage), {}), **next(iter(own_bytes), {})}
 
 
 def _reason(measurement: dict[str, Any]) -> str:

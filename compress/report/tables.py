@@ -8,6 +8,7 @@ from compress.report.labels import Labels
 from compress.report.markup import Markup, element, join
 
 _TONES = {
+    "refused": "fail", "failed": "fail",
     "chosen": "pass", "faster": "pass", "kept": "pass", "paid": "pass", "ok": "pass",
     "slower": "fail", "lost": "fail", "did not pay": "fail", "invalid": "fail",
     "inconclusive": "inconclusive", "undecided": "inconclusive",
@@ -262,6 +263,38 @@ def elsewhere(document: dict[str, Any]) -> Markup:
             )
         )
     return table("int8 on other CPUs", heads, rows)
+
+
+def converted(document: dict[str, Any]) -> Markup:
+    """One row a stage and runtime: what was made for it, and how it compares with the ONNX file."""
+    heads = ("stage", "runtime", "", "bytes", "same answers", "largest difference", "top-1", "compared with", "")
+    rows = []
+    for row in document["derived"]["converted"]:
+        said = [*([row["failure"]] if row["failure"] else []), *row["notes"]]
+        compared = row["agreement_fraction"]["value"] is not None
+        rows.append(
+            element(
+                "tr",
+                element("th", row["stage"], scope="row"),
+                element("td", row["runtime"]),
+                element("td", tag(row["word"])),
+                element("td", fmt.size(row["size_bytes"]) if row["size_bytes"] else "", class_="n"),
+                number(row["agreement_fraction"], _percent) if compared else element("td", ""),
+                number(row["difference_fraction"], _share) if compared else element("td", ""),
+                number(row["cost_fraction"], fmt.points_interval) if compared else element("td", ""),
+                element("td", f"{row['like']} in ONNX" if compared else ""),
+                element("td", element("small", "; ".join(said)) if said else ""),
+            )
+        )
+    return table("Files for other runtimes", heads, rows)
+
+
+def _percent(estimate: dict[str, Any]) -> str:
+    return fmt.shown(estimate, fmt.percent)
+
+
+def _share(estimate: dict[str, Any]) -> str:
+    return fmt.shown(estimate, fmt.significant)
 
 
 def choice(document: dict[str, Any]) -> Markup:

@@ -43,6 +43,11 @@ ELSEWHERE = (
     "CPUs without VNNI clip sums of two int8 products to 16 bits, others add exactly, so one file may give other "
     "answers on another CPU. Top-1 is against the float file that int8 came from, on the report images."
 )
+CONVERTED = (
+    "Every file was converted from the ONNX file in a locked-up process, and asked about the same images in its "
+    "runtime. Float files may differ by a part of the logits' spread; int8 files have to give the same answer on 98 % "
+    "of the images and lose no more than a point. What does not is not offered."
+)
 LADDER = (
     "Each rung is tried on top of those that were better, until the file costs no more than was allowed on the select "
     "images, with 95 % confidence; files that chance cannot tell apart are told by their agreement with float. "

@@ -11,6 +11,13 @@ FORMAT = "onnx"
 # float32: the same sums in another order after fusion; 5e-4 of logits that span about 10 were seen. int8: rounding of
 # weights and activations to 256 levels, layer upon layer; a wrong scale or channel order costs half the range or more.
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+# in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
+SNIPPET = """
+import onnxruntime
+
+session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
+logits = session.run(None, {session.get_inputs()[0].name: image})[0]
+"""
 
 
 def unavailable() -> str:

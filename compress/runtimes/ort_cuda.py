@@ -12,6 +12,15 @@ FORMAT = "onnx"
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
 
 _PROVIDER = "CUDAExecutionProvider"
+# in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
+SNIPPET = """
+import onnxruntime
+
+onnxruntime.preload_dlls()
+session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CUDAExecutionProvider"])
+assert session.get_providers()[0] == "CUDAExecutionProvider", "it fell back to the CPU"
+logits = session.run(None, {session.get_inputs()[0].name: image})[0]
+"""
 
 
 def unavailable() -> str:

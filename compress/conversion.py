@@ -1,0 +1,189 @@
+"""Convert an ONNX artifact into a runtime's own format, and let through only what answers as the artifact does.
+
+The adapter converts in a child process that is locked up (see `converter.py`): a copy of the file, one folder to write
+into, no network where the system allows that, a home of its own, a `pip` that fails, limits on time, memory and disk.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import bench, catalog, evaluate, stats
+from compress.child import CONVERTER, ChildFailed, readable, run_child, workspace
+from compress.environment import versions
+from compress.errors import Unmeasurable
+from compress.progress import say
+from compress.store import Step, Store, file_digest, folder_digest
+from compress.types import Artifact
+
+VERSIONS = {"convert": 1}
+TIMEOUT_S = 900.0
+MEMORY_BYTES = 12 << 30
+# What a converter may fill: its largest file, and all of its folder
+FILE_BYTES, FOLDER_BYTES = 4 << 30, 8 << 30
+# An int8 artifact's own rule: runtimes round otherwise than ONNX Runtime does, so single answers differ.
+LEAST_AGREEMENT, MOST_LOST_POINTS = 0.98, 1.0
+INTEGER_PRECISIONS = ("int8", "int8_weights")
+
+
+def converts(runtime: str, plugins: tuple[Path, ...] = ()) -> bool:
+    """Whether the runtime has a format of its own."""
+    return hasattr(catalog.load("runtimes", runtime, plugins).module, "convert")
+
+
+def converted(
+    store: Store, artifact: Artifact, runtime: str, plugins: tuple[Path, ...] = ()
+) -> tuple[Artifact, dict[str, Any]]:
+    """The ONNX artifact as the runtime reads it, and the facts of its conversion: `seconds`, `tools` (package →
+    version), `notes`, `locks`. Raises Unmeasurable with the reason where there is none.
+    """
+    module = catalog.load("runtimes", runtime, plugins).module
+    if artifact.precision not in module.TOLERANCE:
+        can = ", ".join(module.TOLERANCE)
+        raise Unmeasurable(f"{runtime} takes no {artifact.precision} file; it takes {can}")
+    reason = bench.runtime_state(runtime, store.root / "scratch", plugins)["unavailable"]
+    if reason:
+        raise Unmeasurable(reason)
+    if not converts(runtime, plugins):
+        return artifact, {}
+    step = _step(store, artifact, runtime, module.FORMAT, plugins)
+    facts = step.facts
+    made = dataclasses.replace(
+        artifact, path=step.folder / "made", format=module.FORMAT, digest=facts["digest"],
+        size_bytes=facts["size_bytes"],
+    )  # fmt: skip
+    return made, facts
+
+
+def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: tuple[Path, ...]) -> Step:
+    adapter = bench.runtime_file(runtime, plugins)
+    parts = {
+        "version": VERSIONS["convert"],
+        "artifact": artifact.digest,
+        "precision": artifact.precision,
+        "adapter": file_digest(adapter),
+        "versions": versions("onnx", *catalog.packages("runtimes", runtime, plugins)),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        say(f"  converting {artifact.stage} to {format} for {runtime}")
+        with workspace(store.root / "scratch") as work:
+            facts = _in_child(artifact, adapter, work, plugins)
+            (work / "files").replace(folder / "made")
+        made = sorted(path for path in (folder / "made").rglob("*") if path.is_file())
+        if not made:
+            raise Unmeasurable(f"{runtime} converted {artifact.stage} without an error and without a file")
+        return {
+            **facts,
+            "files": [str(path.relative_to(folder / "made")) for path in made],
+            "size_bytes": sum(path.stat().st_size for path in made),
+            "digest": folder_digest(folder / "made"),
+        }
+
+    return store.step("convert", parts, make, say)
+
+
+def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    """What the adapter's `convert` says of what it wrote into `work/files`. Raises Unmeasurable with its reason."""
+    source = bench.private_copy(artifact, work / "source")
+    for name in ("files", "home", "programs"):
+        (work / name).mkdir()
+    # Some converters install packages on their own account. The environment is the user's.
+    for name in ("pip", "pip3", "uv", "conda"):
+        stub = work / "programs" / name
+        stub.write_text(f'#!/bin/sh\necho "{name} is not to be used while a model is converted" >&2\nexit 1\n')
+        stub.chmod(0o755)
+    spec = {
+        "adapter": str(adapter), "source": str(source), "folder": str(work / "files"), "writable": str(work),
+        "precision": artifact.precision, "file_bytes": FILE_BYTES,
+    }  # fmt: skip
+    changes = {
+        "HOME": str(work / "home"),
+        "PATH": os.pathsep.join([str(work / "programs"), os.environ.get("PATH", "")]),
+        # Switches that the makers of these tools document for leaving out reports of their use.
+        "DO_NOT_TRACK": "1", "NNCF_CI": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    try:
+        facts = run_child(spec, work, TIMEOUT_S, plugins, script=CONVERTER, watch=_watch(work), changes=changes)
+    except ChildFailed as failure:
+        why = readable(failure, str(source), artifact.path).removeprefix("convert: ")
+        raise Unmeasurable(f"{adapter.stem} could not convert {artifact.stage}: {why}") from failure
+    if file_digest(source) != artifact.digest:
+        raise Unmeasurable(f"{adapter.stem}'s converter changed its input, {artifact.stage}: nothing of it is kept")
+    return facts
+
+
+def _watch(work: Path) -> Callable[[int], None]:
+    """Ends a child that takes too much. A limit of its address space would break V8 and CUDA, hence resident memory."""
+
+    def look(pid: int) -> None:
+        memory = _resident_bytes(pid)
+        if memory > MEMORY_BYTES:
+            raise ChildFailed(f"it took {memory / 1e9:.1f} GB of memory, allowed are {MEMORY_BYTES / 1e9:.1f}; stopped")
+        filled = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        if filled > FOLDER_BYTES:
+            raise ChildFailed(f"it wrote {filled / 1e9:.1f} GB, allowed are {FOLDER_BYTES / 1e9:.1f}; stopped")
+
+    return look
+
+
+def _resident_bytes(session: int) -> int:
+    """The resident memory of all processes of a session; 0 where the system does not say."""
+    pages = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # the name in parentheses may hold anything; after it come state, parent, group, session
+            of = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
+            pages += int((folder / "statm").read_text().split()[1]) if of == session else 0
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def gate(expected: np.ndarray, got: np.ndarray, labels: np.ndarray, precision: str, tolerance: float) -> dict[str, Any]:
+    """How a runtime's logits `[N,K]` compare with those `expected` of the same network, and in `why` the reason for
+    which they do not count as the same ("" where they do).
+
+    Float: the largest difference is at most `tolerance` of the spread of `expected`; an answer then changes only where
+    its margin is less than twice that. Integers, which every runtime rounds otherwise: the same answer for 98 % of the
+    images, and top-1 not more than a point lower with 95 % confidence.
+    """
+    known = labels >= 0
+    counts = evaluate.counts(got[known], labels[known], expected[known])
+    facts = {
+        "images": len(expected),
+        "agreement_fraction": float((expected.argmax(1) == got.argmax(1)).mean()),
+        "difference_of_spread": _difference(expected, got),
+        "tolerance": tolerance,
+        "expected_only": counts["baseline_only"],
+        "this_only": counts["this_only"],
+        "labelled": counts["n"],
+    }
+    return {**facts, "why": _refused(facts, precision)}
+
+
+def _difference(expected: np.ndarray, got: np.ndarray) -> float | None:
+    if not np.isfinite(got).all():
+        return None
+    return float(np.abs(expected - got).max() / (np.ptp(expected) or 1.0))
+
+
+def _refused(facts: dict[str, Any], precision: str) -> str:
+    difference, agreement = facts["difference_of_spread"], facts["agreement_fraction"]
+    if difference is None:
+        return "its logits are not all finite numbers"
+    if precision not in INTEGER_PRECISIONS:
+        allowed = facts["tolerance"]
+        over = f"its logits differ by {difference:.2g} of their spread from the ONNX file's, allowed is {allowed:g}"
+        return over if difference > allowed else ""
+    if agreement < LEAST_AGREEMENT:
+        return f"it answers {agreement:.1%} of the images as the ONNX file does, needed are {LEAST_AGREEMENT:.0%}"
+    if facts["labelled"]:
+        _, _, high = stats.paired_difference(facts["expected_only"], facts["this_only"], facts["labelled"])
+        if 100 * high < -MOST_LOST_POINTS:
+            return f"it loses at least {-100 * high:.2f} points of top-1 against the ONNX file, allowed is 1"
+    return ""

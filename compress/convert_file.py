@@ -1,0 +1,66 @@
+"""Convert an ONNX file, or what a run ships, for other runtimes, each into a folder of its own that an app can take."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress import artifact_steps, bench, catalog, files, kit, plan, runtime_files
+from compress.errors import UsageError
+from compress.publish import GOLDEN_IMAGES
+from compress.recipe import Recipe
+from compress.runtime_files import Offer
+from compress.store import Store
+from compress.types import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What became of one runtime: its folder, or why there is none."""
+
+    offer: Offer
+    folder: Path | None
+
+
+def pick(found: list[Artifact], stage: str) -> tuple[Artifact, Artifact | None]:
+    """The artifact to convert, by default the last, which is what a run ships; and the float one that it came from."""
+    named = [artifact for artifact in found if artifact.stage == stage] if stage else found[-1:]
+    if not named:
+        raise UsageError(f"there is no `{stage}`; there are: {', '.join(a.stage for a in found)}")
+    floats = [a for a in found if a.precision == "float32" and a.stage != "teacher"]
+    parent = floats[-1] if floats and named[0].precision != "float32" else None
+    return named[0], parent
+
+
+def convert_file(
+    artifact: Artifact, parent: Artifact | None, runtimes: tuple[str, ...], recipe: Recipe, out: Path, store: Store
+) -> list[Converted]:
+    """A folder below `out` for each runtime whose answers stand beside the ONNX file's on real images. `recipe` names
+    the data. Raises UsageError for an unknown runtime, or one that has nothing to give.
+    """
+    for runtime in runtimes:
+        if not hasattr(catalog.load("runtimes", runtime).module, "SNIPPET"):
+            raise UsageError(f"there is no file to give for {runtime}", hint="see `compress list runtimes`")
+    splits = plan.load_data(recipe, store)
+    files.refuse_other_classes(artifact, artifact.path, splits.report)
+    job = plan.make(dataclasses.replace(recipe, teacher=(str(artifact.path),)), splits)
+    names = artifact.class_names or splits.report.class_names
+    artifact = dataclasses.replace(artifact, class_names=names)
+    chosen = np.unique(np.linspace(0, len(splits.report.labels) - 1, GOLDEN_IMAGES).astype(int))
+    images = splits.report.images[chosen]
+    done = []
+    for runtime in runtimes:
+        offer = runtime_files.offer(job, store, artifact, parent, runtime)
+        if offer.failure:
+            done.append(Converted(offer=offer, folder=None))
+            continue
+        logits = artifact_steps.answers_of(store, offer.artifact, images, runtime)
+        kit.write(
+            out / runtime, artifact=offer.artifact, source=artifact, runtime=runtime,
+            module=catalog.load("runtimes", runtime).module,
+            version=bench.runtime_state(runtime, store.root / "scratch")["version"], conversion=offer.conversion,
+            gate=offer.gate, images=images, logits=logits,
+        )  # fmt: skip
+        done.append(Converted(offer=offer, folder=out / runtime))
+    return done

@@ -1,0 +1,108 @@
+"""A folder that an app developer can take: the files of one runtime, what goes in, what comes out, an example that
+runs, golden samples, and the versions that made it.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import InputRejected
+from compress.images import PREPROCESSING
+from compress.store import file_digest, write_atomic, write_json
+from compress.types import Artifact
+
+_EXAMPLE = '''"""One golden sample through the model: prints the answer, and what it should be."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+labels = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
+golden = np.load(HERE / "golden.npz")
+# uint8 [height, width, channels], RGB or grey, becomes float32 [1, channels, height, width] in [0,1]
+image = np.ascontiguousarray(golden["images"][:1].transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+{snippet}
+answer, expected = int(logits.argmax()), int(golden["logits"][0].argmax())
+print(f"{{labels[answer]}} (expected: {{labels[expected]}})")
+sys.exit(answer != expected)
+'''
+
+_READ_ME = """# {stage} for {runtime}
+
+| | |
+| --- | --- |
+| files | {files} |
+| input | float32 `[1, {channels}, {height}, {width}]`, {colour}, values in 0 to 1; the network normalises by itself |
+| output | logits, one for each of the {classes} classes of `labels.json`{output} |
+| made from | `{source}`, sha256 `{digest}` |
+| made with | {tools} |
+| checked | {gate} |
+
+`python example.py` asks the first of the golden samples (`golden.npz`: `images` uint8 `[N,H,W,C]`, `logits` float32
+`[N,K]`, as {runtime} {version} gave them). It needs numpy and `pip install '{requires}'`.
+
+How a photo becomes an input is in `preprocessing.json`; the same steps, in the same order, belong into the app. Let
+the app's tests ask the golden samples too: they find a swapped channel or another scale at once.
+{notes}"""
+
+
+def write(
+    folder: Path, *, artifact: Artifact, source: Artifact, runtime: str, module: Any, version: str,
+    conversion: dict[str, Any], gate: dict[str, Any], images: np.ndarray, logits: np.ndarray,
+) -> None:  # fmt: skip
+    """Makes `folder`, complete or not at all: `images` uint8 `[N,H,W,C]` and this runtime's `logits` `[N,K]` for them
+    become the golden samples. Raises InputRejected where something is there already that is not such a folder.
+    """
+    from compress.export import write_golden
+
+    if folder.exists() and not (folder / "versions.json").is_file():
+        raise InputRejected(f"{folder} is there already and was not made by `compress convert`", hint="name another")
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    if artifact.path.is_dir():
+        shutil.copytree(artifact.path, new, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(artifact.path, new / "model.onnx")
+    made = sorted(path for path in new.rglob("*") if path.is_file())
+    write_golden(new / "golden.npz", images, logits)
+    channels, height, width = artifact.input_shape
+    write_json(new / "labels.json", list(artifact.class_names))
+    write_json(new / "preprocessing.json", {**PREPROCESSING, "size": [height, width], "channels": channels})
+    write_atomic(new / "example.py", _EXAMPLE.format(snippet=module.SNIPPET.strip()).encode())
+    tools = {**conversion.get("tools", {}), runtime: version}
+    write_json(
+        new / "versions.json",
+        {
+            "runtime": runtime, "tools": tools, "gate": gate, "notes": conversion.get("notes", []),
+            "source": {"file": source.path.name, "sha256": source.digest, "precision": source.precision},
+            "files": [{"file": p.name, "sha256": file_digest(p), "size_bytes": p.stat().st_size} for p in made],
+        },
+    )  # fmt: skip
+    text = _READ_ME.format(
+        stage=source.stage, runtime=runtime, files=", ".join(f"`{p.name}` ({p.stat().st_size:,} bytes)" for p in made),
+        channels=channels, height=height, width=width, colour="RGB" if channels == 3 else "grey",
+        classes=len(artifact.class_names), output=getattr(module, "OUTPUT", ""), source=source.path.name,
+        digest=source.digest, tools=", ".join(f"{name} {of}" for name, of in sorted(tools.items())),
+        gate=_checked(gate), version=version, requires=module.REQUIRES,
+        notes="".join(f"\n- {note}" for note in conversion.get("notes", [])) + "\n",
+    )  # fmt: skip
+    write_atomic(new / "README.md", text.encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def _checked(gate: dict[str, Any]) -> str:
+    """The gate's figures in a sentence."""
+    if not gate:
+        return "it is the ONNX file itself, in the runtime that it was checked with"
+    return (
+        f"same answer as {gate['like']} in ONNX on {gate['agreement_fraction']:.2%} of {gate['images']} images, logits "
+        f"within {gate['difference_of_spread']:.2g} of their spread"
+    )

@@ -1,0 +1,78 @@
+"""What each runtime is given of a run: every stage's artifact, converted where the runtime has a format of its own, and
+let through only where it answers as the ONNX file does.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from compress import artifact_steps, catalog, conversion, judge
+from compress.errors import CompressError
+from compress.plan import Job
+from compress.progress import say
+from compress.store import Store
+from compress.types import Artifact
+
+REFERENCE = "ort_cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A stage's artifact as `runtime` reads it; `failure` says why it is none that may be used. `conversion` and `gate`
+    hold the facts of `conversion.converted` and `conversion.gate`, empty where there was nothing to convert or compare.
+    """
+
+    runtime: str
+    artifact: Artifact
+    conversion: dict[str, Any]
+    gate: dict[str, Any]
+    failure: str = ""
+
+
+def offer(job: Job, store: Store, artifact: Artifact, parent: Artifact | None, runtime: str) -> Offer:
+    """The ONNX artifact, with the float one that it was quantized from, for a runtime that does not read networks.
+    Failures are part of what is said.
+    """
+    module = catalog.load("runtimes", runtime, job.plugins).module
+    nothing: dict[str, Any] = {}
+    if runtime == REFERENCE or not module.TOLERANCE:
+        return Offer(runtime=runtime, artifact=artifact, conversion=nothing, gate=nothing)
+    facts = nothing
+    try:
+        made, facts = conversion.converted(store, artifact, runtime, job.plugins)
+        rounds_itself = artifact.precision in getattr(module, "OWN_ROUNDING", ())
+        like = parent if parent and rounds_itself else artifact
+        gate = _gate(job, store, like, made, runtime, module.TOLERANCE[artifact.precision])
+    except CompressError as error:
+        return Offer(runtime=runtime, artifact=artifact, conversion=facts, gate=nothing, failure=error.message)
+    if gate["why"]:
+        say(f"  {artifact.stage} in {runtime} is not offered: {gate['why']}")
+    return Offer(runtime=runtime, artifact=made, conversion=facts, gate=gate, failure=gate["why"])
+
+
+def _gate(job: Job, store: Store, like: Artifact, made: Artifact, runtime: str, tolerance: float) -> dict[str, Any]:
+    """How `made` answers in the runtime, compared with the ONNX file `like`."""
+    images = artifact_steps.parity_set(job)
+    expected, index = judge.exact(job, store, like, images)
+    got = artifact_steps.answers_step(job, store, made, runtime, images)[index]
+    facts = conversion.gate(expected, got, images.labels[index], made.precision, tolerance)
+    return {**facts, "like": like.stage}
+
+
+def facts(offer: Offer) -> dict[str, Any]:
+    """An offer as the report's document holds it."""
+    artifact = offer.artifact
+    return {
+        "stage": artifact.stage,
+        "runtime": offer.runtime,
+        "format": artifact.format,
+        "precision": artifact.precision,
+        "digest": artifact.digest,
+        "size_bytes": artifact.size_bytes,
+        "files": offer.conversion.get("files", []),
+        "seconds": offer.conversion.get("seconds"),
+        "tools": offer.conversion.get("tools", {}),
+        "notes": offer.conversion.get("notes", []),
+        "locks": offer.conversion.get("locks", {}),
+        "gate": offer.gate or None,
+        "failure": offer.failure,
+    }

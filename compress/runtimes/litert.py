@@ -1,0 +1,110 @@
+"""LiteRT (TensorFlow Lite) with its XNNPACK delegate on the CPU: what Android apps and many boards run."""
+
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REQUIRES = "ai-edge-litert>=2.1"
+CONVERTS_WITH = "litert-torch>=0.9"
+PACKAGES = ("ai-edge-litert", "litert-torch", "torch")
+FORMAT = "tflite"
+# float32: XNNPACK sums in another order. int8: the ONNX file's own integers and scales; XNNPACK rounds as ONNX Runtime
+# does up to the last level, and a level's difference grows from layer to layer.
+TOLERANCE = {"float32": 1e-3, "int8": 0.25}
+# in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
+SNIPPET = """
+from ai_edge_litert.interpreter import Interpreter
+
+model = Interpreter(str(HERE / "model.tflite"), num_threads=1)
+model.allocate_tensors()
+output = model.get_output_details()[0]
+model.set_tensor(model.get_input_details()[0]["index"], image)
+model.invoke()
+logits = model.get_tensor(output["index"]).astype(np.float32)
+scale, zero = output["quantization"]
+logits = (logits - zero) * scale if scale else logits  # an int8 model answers in int8
+"""
+OUTPUT = "; of an int8 model int8, with the scale and zero point of its output tensor"
+
+
+def unavailable() -> str:
+    """Why this runtime cannot be used here; empty when it can."""
+    return "" if util.find_spec("ai_edge_litert") else f"ai-edge-litert is not installed: pip install '{REQUIRES}'"
+
+
+def version() -> str:
+    """Version of the library; importing it is part of this call."""
+    import ai_edge_litert.interpreter  # noqa: F401
+
+    return metadata.version("ai-edge-litert")
+
+
+def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
+    """`model.tflite` from the ONNX file, by way of a torch module that does the same: batch 1, float32 NCHW in. An int8
+    file keeps the ONNX file's levels and scales; its output is int8 with a scale of its own.
+
+    RuntimeError where the converter is missing, InputRejected for an operator that the module has no counterpart of.
+    """
+    if util.find_spec("litert_torch") is None:
+        raise RuntimeError(f"litert-torch is not installed: pip install '{CONVERTS_WITH}'")
+    import litert_torch
+    import onnx
+    import torch
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    from compress.rebuilt import Rebuilt
+
+    model = onnx.load(source)
+    shape = [1, *(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])]
+    # The quantizer is asked for nothing but how the module is quantized already: per channel, static.
+    scheme = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+    quantized = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(scheme)) if precision == "int8" else None
+    network = Rebuilt(model, float_weights=True).eval()
+    converted = litert_torch.convert(network, (torch.zeros(shape),), quant_config=quantized)
+    converted.export(str(folder / "model.tflite"))
+    return {"tools": {"litert-torch": metadata.version("litert-torch")}, "notes": _notes(folder)}
+
+
+def _notes(folder: Path) -> list[str]:
+    """What of the graph XNNPACK takes; it runs in one go what it takes, and islands cost time."""
+    operators = [row["op_name"] for row in open_session(str(folder), 1)._get_ops_details()]
+    parts, islands = operators.count("DELEGATE"), operators.count("QUANTIZE") + operators.count("DEQUANTIZE")
+    plural = "s" * (parts != 1)
+    return [f"{parts} part{plural} delegated to XNNPACK", f"{islands} QUANTIZE and DEQUANTIZE operators"]
+
+
+def open_session(path: str, threads: int) -> Any:
+    """An interpreter of `model.tflite` in the folder `path`, the XNNPACK delegate on as it is by default."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    session = Interpreter(str(Path(path) / "model.tflite"), num_threads=threads)
+    session.allocate_tensors()
+    session.asked_threads = threads
+    return session
+
+
+def run(session: Any, inputs: np.ndarray) -> np.ndarray:
+    """Logits float32 `[1,K]` of one image float32 `[1,C,H,W]` in [0,1]; int8 logits are scaled to float."""
+    session.set_tensor(session.get_input_details()[0]["index"], inputs)
+    session.invoke()
+    output = session.get_output_details()[0]
+    logits = session.get_tensor(output["index"])
+    if logits.dtype == np.float32:
+        return logits
+    scale, zero = output["quantization"]
+    return (logits.astype(np.float32) - zero) * np.float32(scale)
+
+
+def effective(session: Any) -> dict[str, Any]:
+    """The settings in effect. LiteRT does not give its number of threads back: it is the one that was asked for."""
+    operators = [row["op_name"] for row in session._get_ops_details()]
+    return {
+        "delegates": operators.count("DELEGATE"),
+        "input": session.get_input_details()[0]["dtype"].__name__,
+        "output": session.get_output_details()[0]["dtype"].__name__,
+        "intra_op_threads": session.asked_threads,
+        "fixed_batch": int(session.get_input_details()[0]["shape"][0]),
+    }

@@ -1,0 +1,88 @@
+"""MNN (Alibaba) on the CPU: an engine of mobile apps. Float, half-precision weights, int8 weights."""
+
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REQUIRES = "MNN>=3.6"
+PACKAGES = ("MNN",)
+FORMAT = "mnn"
+# float32: its Winograd convolutions lose more digits than others; 3.2e-3 of a ResNet-18's spread were seen, while a
+# wrong layer costs a tenth and more. int8 files are run with int8 weights and float activations: its own quantizer of
+# activations crashes or gives wrong numbers.
+TOLERANCE = {"float32": 5e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+# Its int8 has float activations: float is what it is compared with.
+OWN_ROUNDING = ("int8",)
+
+_OPTIONS = {"float32": [], "float16": ["--fp16"]}
+# in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
+SNIPPET = """
+from MNN import expr, nn
+
+# "high" keeps ARM from computing in half precision
+manager = nn.create_runtime_manager(({"backend": 0, "numThread": 1, "precision": "high"},))
+model = nn.load_module_from_file(str(HERE / "model.mnn"), [], [], runtime_manager=manager)
+logits = np.array(model.forward([expr.const(image, list(image.shape), expr.NCHW)])[0].read())
+"""
+
+
+def unavailable() -> str:
+    """Why this runtime cannot be used here; empty when it can."""
+    return "" if util.find_spec("MNN") else f"MNN is not installed: pip install '{REQUIRES}'"
+
+
+def version() -> str:
+    """Version of the library; importing it is part of this call."""
+    import MNN  # noqa: F401
+
+    return metadata.version("MNN")
+
+
+def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
+    """`model.mnn` from the ONNX file; RuntimeError where MNN's converter makes none. Int8 of any kind becomes int8
+    weights with float activations.
+    """
+    # The converter's own module: the command `mnnconvert` installs a package and reports its use to the network.
+    import _tools
+    import onnx
+
+    from compress.float_twin import float_twin
+
+    plain = folder.parent / "plain.onnx"
+    onnx.save(float_twin(onnx.load(source)), plain)
+    made = folder / "model.mnn"
+    options = _OPTIONS.get(precision, ["--weightQuantBits", "8"])
+    _tools.mnnconvert(
+        ["mnnconvert", "-f", "ONNX", "--modelFile", str(plain), "--MNNModel", str(made), "--bizCode", "x", *options]
+    )
+    if not made.exists():
+        raise RuntimeError("MNN's converter wrote no file")
+    notes = ["int8 weights, float activations: it saves bytes, not time"] if precision.startswith("int8") else []
+    return {"tools": {"MNN": metadata.version("MNN")}, "notes": notes}
+
+
+def open_session(path: str, threads: int) -> Any:
+    """The module of `model.mnn` in the folder `path`, on the CPU, in float32."""
+    from MNN import nn
+
+    # The default would let ARM take half precision.
+    settings = {"backend": 0, "numThread": threads, "precision": "high"}
+    manager = nn.create_runtime_manager((settings,))
+    module = nn.load_module_from_file(str(Path(path) / "model.mnn"), [], [], runtime_manager=manager)
+    return module, settings
+
+
+def run(session: Any, inputs: np.ndarray) -> np.ndarray:
+    """Logits float32 `[B,K]` of images float32 `[B,C,H,W]` in [0,1]."""
+    from MNN import expr
+
+    given = expr.const(inputs, list(inputs.shape), expr.NCHW)
+    return np.array(session[0].forward([given])[0].read(), dtype=np.float32)
+
+
+def effective(session: Any) -> dict[str, Any]:
+    """The settings in effect. MNN gives none of them back: they are the ones that were asked for."""
+    _, settings = session
+    return {"precision": settings["precision"], "intra_op_threads": settings["numThread"], "fixed_batch": 0}

@@ -1,0 +1,67 @@
+"""OpenVINO on the CPU: reads the ONNX file itself, float or QDQ; for Intel's desktops, servers and boards."""
+
+from importlib import util
+from typing import Any
+
+import numpy as np
+
+REQUIRES = "openvino>=2026.4"
+PACKAGES = ("openvino",)
+FORMAT = "onnx"
+# float32: sums in another order; bfloat16, which OpenVINO takes by itself where the CPU has it, is switched off below.
+# int8: it fuses other operators than ONNX Runtime does, so it rounds in other places.
+TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+
+_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+# in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
+SNIPPET = """
+import openvino
+
+# bfloat16, where the CPU has it, would be the default
+settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
+model = openvino.Core().compile_model(HERE / "model.onnx", "CPU", settings)
+logits = model([image])[0]
+"""
+
+
+def unavailable() -> str:
+    """Why this runtime cannot be used here; empty when it can."""
+    return "" if util.find_spec("openvino") else f"openvino is not installed: pip install '{REQUIRES}'"
+
+
+def version() -> str:
+    """Version of the library; importing it is part of this call."""
+    import openvino
+
+    return openvino.__version__
+
+
+def open_session(path: str, threads: int) -> Any:
+    """The model compiled for the CPU, in float32 where it is float. RuntimeError when it took another precision."""
+    import openvino
+
+    session = openvino.Core().compile_model(path, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": threads})
+    got = session.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if got != "f32":
+        raise RuntimeError(f"asked OpenVINO for f32, got {got}")
+    return session
+
+
+def run(session: Any, inputs: np.ndarray) -> np.ndarray:
+    """Logits float32 `[B,K]` of images float32 `[B,C,H,W]` in [0,1]."""
+    return session([inputs])[0].copy()  # the array is the request's own memory, which the next call overwrites
+
+
+def effective(session: Any) -> dict[str, Any]:
+    """The settings really in effect, read back from the compiled model."""
+    batch = session.input(0).get_partial_shape()[0]
+    operators = [node.get_rt_info() for node in session.get_runtime_model().get_ordered_ops()]
+    kinds = [str(info["runtimePrecision"].astype(str)) for info in operators if "runtimePrecision" in info]
+    return {
+        "device": session.get_property("EXECUTION_DEVICES"),
+        "precision": session.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+        "operators_by_precision": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "intra_op_threads": session.get_property("INFERENCE_NUM_THREADS"),
+        "streams": int(session.get_property("NUM_STREAMS")),
+        "fixed_batch": batch.get_length() if batch.is_static else 0,
+    }

@@ -1,0 +1,142 @@
+"""What only emulated ARM can show. Needs a kit (`compress kit arm64 DIR`) at COMPRESS_ARM64_KIT."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compress
+from compress import arm64
+from compress.errors import CompressError
+
+ADAPTERS = Path(compress.__file__).parent / "runtimes"
+
+
+@pytest.fixture(scope="module")
+def kit() -> Path:
+    path = os.environ.get("COMPRESS_ARM64_KIT", "")
+    if not path or not Path(path, arm64.MANIFEST).is_file():
+        pytest.skip("no ARM kit: make one with `compress kit arm64 DIR` and set COMPRESS_ARM64_KIT=DIR")
+    return Path(path)
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def adapter(folder: Path, body: str) -> Path:
+    """An adapter file whose `run` is `body`."""
+    path = folder / "made_up.py"
+    path.write_text(
+        "import os, platform, subprocess, sys, time\nimport numpy as np\n"
+        "def version(): return '1'\ndef open_session(path, threads): return path\n"
+        f"def effective(session): return {{}}\ndef run(session, inputs):\n    {body}\n"
+    )
+    return path
+
+
+def pictures(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def on_host(path: Path, model: Path, images: np.ndarray) -> np.ndarray:
+    spec = importlib.util.spec_from_file_location("on_host", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    session = module.open_session(str(model), 1)
+    inputs = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    return np.concatenate([module.run(session, inputs[i : i + 1]) for i in range(len(inputs))])
+
+
+def test_the_child_is_arm_and_its_answers_come_back(kit, tmp_path):
+    body = "return np.array([[platform.machine() == 'aarch64', inputs.max()]], np.float32)"
+    images = np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)])
+    got = arm64.answers(kit, adapter(tmp_path, body), tmp_path / "none", images, timeout_s=120, scratch=tmp_path / "s")
+    assert got.tolist() == [[1, 0], [1, 1]]
+    assert not os.listdir(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise ValueError('bad\\x1b[31m')", r"made_up on emulated aarch64 .*: answers: ValueError: bad \[31m"),
+        ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
+        ("os._exit(3)", "exit status 3"),
+        ("return np.zeros((9, 9))", r"shape \(9, 9\), expected"),
+    ],
+)
+def test_a_failure_is_readable(kit, tmp_path, body, said):
+    with pytest.raises(CompressError, match=said):
+        arm64.answers(kit, adapter(tmp_path, body), tmp_path / "none", pictures(1, 4), timeout_s=120)
+
+
+def test_a_stuck_child_is_stopped_with_all_that_it_started(kit, tmp_path):
+    note = tmp_path / "pid"
+    body = f"open({str(note)!r}, 'w').write(str(subprocess.Popen(['sleep', '500']).pid)); time.sleep(500)"
+    with pytest.raises(CompressError, match="no result within 30 s; stopped"):
+        arm64.answers(kit, adapter(tmp_path, body), tmp_path / "none", pictures(1, 4), timeout_s=30)
+    time.sleep(0.1)
+    assert not alive(int(note.read_text()))
+
+
+def test_onnxruntime_answers_as_on_the_host(kit, tmp_path):
+    from faulty_depthwise import faulty_depthwise
+
+    faulty_depthwise(tmp_path / "model.onnx")
+    images = pictures(4, 14)
+    got = arm64.answers(kit, ADAPTERS / "ort_cpu.py", tmp_path / "model.onnx", images, timeout_s=300)
+    want = on_host(ADAPTERS / "ort_cpu.py", tmp_path / "model.onnx", images)
+    assert np.abs(got - want).max() < 1e-5 * np.ptp(want)
+
+
+NCNN = """
+import ncnn
+import numpy as np
+def version(): return ncnn.__version__
+def effective(session): return {}
+def open_session(path, threads):
+    net = ncnn.Net()
+    net.opt.use_fp16_arithmetic = %s
+    net.load_param(path)
+    net.load_model(path.replace(".param", ".bin"))
+    return net
+def run(net, inputs):
+    extractor = net.create_extractor()
+    extractor.input("in0", ncnn.Mat(inputs[0]).clone())
+    return np.array(extractor.extract("out0")[1]).reshape(1, -1)
+"""
+
+
+def test_ncnn_with_fp16_arithmetic_is_caught(kit, tmp_path):
+    """Storing halves costs 4e-4 of the spread; the wrong rows of the arithmetic kernel cost 0.1, on ARM alone."""
+    from faulty_depthwise import faulty_depthwise
+
+    pnnx = Path(sysconfig.get_path("purelib"), "pnnx", "pnnx")
+    if "ncnn" not in arm64.manifest(kit)["packages"] or not pnnx.exists():
+        pytest.skip("needs ncnn in the kit and pnnx on the host")
+    faulty_depthwise(tmp_path / "m.onnx")
+    command = [str(pnnx), "m.onnx", "inputshape=[1,3,14,14]", "fp16=1"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    images = pictures(4, 14)
+    want = on_host(ADAPTERS / "ort_cpu.py", tmp_path / "m.onnx", images)
+    share = {}
+    for arithmetic in (False, True):
+        path = tmp_path / f"ncnn_{arithmetic}.py"
+        path.write_text(NCNN % arithmetic)
+        got = arm64.answers(kit, path, tmp_path / "m.ncnn.param", images, timeout_s=300)
+        share[arithmetic] = np.abs(got - want).max() / np.ptp(want)
+    assert share[False] < 2e-3 and share[True] > 0.03
+
+
+def test_the_manifest_states_every_file(kit):
+    content = json.loads((kit / arm64.MANIFEST).read_text())
+    assert {"onnxruntime", "numpy"} <= set(content["packages"])
+    assert len([name for name in content["files"] if name.endswith(".deb")]) > 30
+    assert all(len(digest) == 64 for digest in content["files"].values())
