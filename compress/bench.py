@@ -128,6 +128,22 @@ def answers(
 
     Raises InputRejected when the file is not what it should be, Unmeasurable when the runtime gives no answer.
     """
+    return answers_and_facts(
+        artifact, runtime, images, threads=threads, scratch=scratch, plugins=plugins, timeout_s=timeout_s
+    )[0]
+
+
+def answers_and_facts(
+    artifact: Artifact,
+    runtime: str,
+    images: np.ndarray,
+    *,
+    threads: int,
+    scratch: Path,
+    plugins: tuple[Path, ...] = (),
+    timeout_s: float = 0.0,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """As `answers`, and what the child said beside: `effective` settings, `runtime_version`, seconds of its stages."""
     if len(images) == 0:
         raise Unmeasurable(f"no image to ask {artifact.path} about", hint="name a data set with at least one image")
     _check_shape(artifact, images)
@@ -144,7 +160,7 @@ def answers(
         }
         try:
             with Progress(f"{artifact.stage} in {runtime}", len(images), "images") as bar:
-                run_child(spec, work, timeout_s or START_ALLOWANCE_S + 0.5 * len(images), plugins, bar.to)
+                facts = run_child(spec, work, timeout_s or START_ALLOWANCE_S + 0.5 * len(images), plugins, bar.to)
         except ChildFailed as failure:
             text = readable(failure, str(copy), artifact.path)
             if failure.stage == "load" and failure.kind not in NOT_THE_FILE:
@@ -157,7 +173,7 @@ def answers(
             f"{artifact.path} answers with shape {list(logits.shape)}, expected {[len(images), classes]}",
             hint="the output must be logits, one column a class of the manifest",
         )
-    return logits
+    return logits, facts
 
 
 def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:

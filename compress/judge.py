@@ -40,6 +40,11 @@ def _counts(
     return {**evaluate.counts(logits, dataset.labels[index], base), "emulated": emulated}
 
 
+def clips_here(artifact: Artifact) -> bool:
+    """Whether kernels of this CPU may clip sums of the file's int8 products."""
+    return _is_other(artifact, clips=False)
+
+
 def exact(job: Job, store: Store, artifact: Artifact, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Logits `[N,K]` of an ONNX artifact as CPUs give them that clip no sums, and for which images of the split: for
     all, or a part where this CPU clips and they are emulated.

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from compress import artifact_steps, evaluate, facts, judge, measuring, runtime_files, training_steps, tree_facts
+from compress import (
+    artifact_steps,
+    conversion,
+    evaluate,
+    facts,
+    judge,
+    measuring,
+    runtime_files,
+    training_steps,
+    tree_facts,
+)
 from compress.catalog import load as load_entry
 from compress.chain import Link
 from compress.errors import CompressError, Unmeasurable
@@ -39,7 +49,11 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         "golden": golden,
         "tree": _tree(job, links),
         "elsewhere": judge.elsewhere(job, store, _with_parents(links)),
-        "converted": [runtime_files.facts(o) for o in offered if o.conversion or o.gate or o.failure],
+        "converted": [
+            runtime_files.facts(o)
+            for o in offered
+            if o.gate or o.conversion or conversion.converts(o.runtime, job.plugins)
+        ],
         "offers": offered,
     }
 

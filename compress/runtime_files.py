@@ -44,6 +44,8 @@ def offer(job: Job, store: Store, artifact: Artifact, parent: Artifact | None, r
         gate = _gate(job, store, like, made, runtime, module.TOLERANCE[artifact.precision])
     except CompressError as error:
         return Offer(runtime=runtime, artifact=artifact, conversion=facts, gate=nothing, failure=error.message)
+    if gate["why"] and judge.clips_here(artifact):
+        gate["why"] += "; sums of int8 products may be clipped on this CPU, which int8_auto's weights prevent"
     if gate["why"]:
         say(f"  {artifact.stage} in {runtime} is not offered: {gate['why']}")
     return Offer(runtime=runtime, artifact=made, conversion=facts, gate=gate, failure=gate["why"])

@@ -19,7 +19,7 @@ CONDUCTORS = {
     "training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "candidates", "costs", "screen",
     "pipeline", "publish", "pruning_steps", "chain", "rehearsal", "run_measurements", "payoff", "ladder",
     "quantize_file", "int8_steps", "qat_steps", "judge", "conversion", "runtime_files", "convert_file", "kit",
-    "arm64_verify",
+    "arm64_verify", "probing",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}
 

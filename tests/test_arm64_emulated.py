@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import compress
-from compress import arm64
-from compress.errors import CompressError
+from compress import arm64, arm64_verify
+from compress.errors import CompressError, InputRejected
+from compress.store import file_digest
 
 ADAPTERS = Path(compress.__file__).parent / "runtimes"
 
@@ -140,3 +141,35 @@ def test_the_manifest_states_every_file(kit):
     assert {"onnxruntime", "numpy"} <= set(content["packages"])
     assert len([name for name in content["files"] if name.endswith(".deb")]) > 30
     assert all(len(digest) == 64 for digest in content["files"].values())
+
+
+RUN = Path(__file__).parents[1] / "models" / "digits-mobilenet"
+
+
+def test_a_run_is_asked_on_arm(kit, tmp_path):
+    """Every ONNX file of the published run; its int8 file was made on a CPU whose sums are exact, as ARM's are."""
+    rows = arm64_verify.verify(RUN, kit, tmp_path)
+    assert len(rows) == 3 and all(well for *_, well in rows), rows
+    assert all("in ort_cpu" in what and said.startswith("8/8") for what, said, _ in rows)
+
+
+def test_wrong_answers_on_arm_are_a_failure(kit, tmp_path):
+    """The golden samples are those of another image each: nothing may pass."""
+    (tmp_path / "ort_cpu").mkdir()
+    with np.load(RUN / "student.golden.npz") as golden:
+        np.savez(tmp_path / "ort_cpu" / "golden.npz", images=golden["images"], logits=golden["logits"][::-1])
+    model = tmp_path / "ort_cpu" / "model.onnx"
+    model.write_bytes((RUN / "student.onnx").read_bytes())
+    entry = {"file": "model.onnx", "sha256": file_digest(model)}
+    facts = {"runtime": "ort_cpu", "source": {"precision": "float32"}, "files": [entry]}
+    (tmp_path / "ort_cpu" / "versions.json").write_text(json.dumps(facts))
+    ((_, said, well),) = arm64_verify.verify(tmp_path, kit, tmp_path / "s")
+    assert not well and "allowed 0.001" in said
+    model.write_bytes(b"damaged")
+    with pytest.raises(InputRejected, match="not the file of versions.json"):
+        arm64_verify.verify(tmp_path, kit, tmp_path / "s")
+
+
+def test_a_folder_with_nothing_to_ask(kit, tmp_path):
+    with pytest.raises(InputRejected, match="holds nothing that the ARM kit can run"):
+        arm64_verify.verify(tmp_path, kit, tmp_path / "s")

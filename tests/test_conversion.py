@@ -92,7 +92,7 @@ def test_what_was_converted_is_kept_and_found_again(store, artifact, tmp_path):
         ("raise ValueError('no kernel for the operator Celu')", "ValueError: no kernel for the operator Celu"),
         ("pass", "without an error and without a file"),
         ("made.write_bytes(bytes(2_000_000))", "OSError: .*File too large"),
-        ("[(folder / str(i)).write_bytes(bytes(900_000)) for i in range(9)]; time.sleep(60)", "it wrote .* GB, allowed"),
+        ("[(folder / str(i)).write_bytes(bytes(900_000)) for i in range(9)]; time.sleep(60)", "it wrote .* GB"),
         ("held = bytearray(b'1' * 400_000_000); time.sleep(60)", "GB of memory"),
         ("made.write_bytes(b'x'); source.write_bytes(b'other')", "changed its input"),
         ("subprocess.run(['pip', 'install', 'anything'], check=True)", "CalledProcessError: .*pip"),

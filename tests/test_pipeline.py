@@ -14,7 +14,7 @@ import pytest
 FLAGS = (
     "--teacher", "resnet_cifar:depth=8,channels=32,stem=16", "--student", "mobilenet", "--width", "0.5",
     "--kd", "fitnet", "--prune", "0.2", "--quantize", "int8", "--epochs", "8", "--max-drop", "30",
-    "--runtimes", "ort_cpu,ort_cuda,torch_eager", "--set", "teacher_epochs=4", "--set", "recover_epochs=3",
+    "--runtimes", "ort_cpu,ort_cuda,torch_eager,mnn", "--set", "teacher_epochs=4", "--set", "recover_epochs=3",
     "--set", "least_speedup=0", "--set", "name=small",
 )  # fmt: skip
 
@@ -77,6 +77,28 @@ def test_accuracy_is_of_every_report_image_and_says_why_where_there_is_none(fini
     assert all(m["failure"] or m["visits"][0]["effective"]["providers"][0].startswith("CUDA") for m in cuda)
     twins = [m for m in document["measurements"] if m["control"]]
     assert len(twins) == 1 and twins[0]["twin_of"] == "teacher/ort_cpu/1"
+
+
+@pytest.mark.slow
+def test_files_for_another_runtime_ship_where_they_answer_as_the_onnx_files(finished):
+    pytest.importorskip("MNN")
+    models = finished / "models/small"
+    document = json.loads((finished / "reports/small/report.json").read_text())
+    rows = {row["stage"]: row for row in document["converted"]}
+    assert {row["runtime"] for row in document["converted"]} == {"mnn"}  # a missing GPU is no conversion that failed
+    assert list(rows) == ["teacher", "distilled", "pruned", "int8"] and not any(r["failure"] for r in rows.values())
+    for stage, like in (("pruned", "pruned"), ("int8", "pruned")):
+        gate = rows[stage]["gate"]
+        assert gate["like"] == like and gate["images"] >= 1000 and gate["agreement_fraction"] >= 0.98
+    shipped = json.loads((models / "manifest.json").read_text())["converted"]
+    assert {entry["stage"]: entry["files"] for entry in shipped} == {
+        "pruned": {"model.mnn": "student.mnn"}, "int8": {"model.mnn": "student.int8.mnn"},
+    }  # fmt: skip
+    assert (models / "student.int8.mnn").stat().st_size == rows["int8"]["size_bytes"]
+    sizes = {c["stage"]: c["size_bytes"] for c in document["derived"]["cells"] if c["runtime"] == "mnn"}
+    assert sizes == {stage: row["size_bytes"] for stage, row in rows.items()}
+    for name in ("report.html", "report.md"):
+        assert "Files for other runtimes" in (finished / "reports/small" / name).read_text()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def command(model: Path, to: str, out: Path, stage: str, data: str, on_bad: str)
         gate = one.offer.gate
         compared = (
             f"; same answer as {gate['like']} in ONNX on {gate['agreement_fraction']:.2%} of {gate['images']} images, "
-            f"logits within {fmt.significant(gate['difference_of_spread'])} of their spread"
+            f"logits within {fmt.power(gate['difference_of_spread'])} of their spread"
             if gate and one.folder
             else ""
         )

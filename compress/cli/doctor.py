@@ -1,11 +1,18 @@
 """`compress doctor`: what is this machine, which runtimes work here, and where is the store?"""
 
+from typing import Any
+
 import click
 
 
 @click.command(short_help="This machine, the runtimes that work here, versions known to be bad, the store.")
-def command() -> None:
+@click.option("--probe", is_flag=True, help="Run a tiny network in each: the settings that they really take. Minutes.")
+def command(probe: bool) -> None:
     """Show this machine, the runtimes that work here with the pip line of those that do not, and the store.
+
+    \b
+    compress doctor
+    compress doctor --probe
 
     Exit code 1 when something that every run needs is missing or known to be bad.
     """
@@ -31,8 +38,41 @@ def command() -> None:
         state = bench.runtime_state(name, store.root / "scratch")
         if name == "ort_cpu" and state["unavailable"]:
             bad.append(name)  # every run exports, and checks what it exported there
-        click.echo(
-            f"{name:<12}{'ok, version ' + state['version'] if not state['unavailable'] else state['unavailable']}"
-        )
+        if state["unavailable"]:
+            click.echo(f"{name:<12}{state['unavailable']}")
+            continue
+        module = catalog.load("runtimes", name).module
+        takes = f"; takes {', '.join(module.TOLERANCE)}" if module.TOLERANCE else ""
+        click.echo(f"{name:<12}ok, version {state['version']}{takes}")
+        for sentence in notes(module, state["version"]):
+            click.echo(click.wrap_text(sentence, 80, " " * 12, " " * 12))
+        if probe and module.TOLERANCE and module.FORMAT != "torch":
+            _probe(name, store, bad)
     if bad:
         sys.exit(1)
+
+
+def notes(module: Any, version: str) -> list[str]:
+    """What a user of this runtime should know: a converter that is missing, an error of this version."""
+    from importlib import util
+
+    needed = getattr(module, "CONVERTS_WITH", "")
+    name = needed.partition(">")[0].replace("-", "_")
+    missing = [f"to convert for it: pip install '{needed}'"] if needed and not util.find_spec(name) else []
+    known = getattr(module, "KNOWN_ISSUES", {})
+    return missing + ([known[version]] if version in known else [])
+
+
+def _probe(name: str, store: Any, bad: list[str]) -> None:
+    from compress import probing
+    from compress.errors import CompressError
+
+    for threads in (1, 2):
+        try:
+            found = probing.settings(name, store, threads)
+        except CompressError as error:
+            bad.append(name)
+            click.echo(f"{'':<12}asked for {threads} threads: {error.message}")
+            return
+        words = f"asked for {threads}: " + ", ".join(f"{key} {value}" for key, value in found.items())
+        click.echo(click.wrap_text(words, 80, " " * 12, " " * 14))

@@ -32,6 +32,11 @@ def latency(latency_ns: float) -> str:
     return f"{significant(latency_ns / scale)} {unit}"
 
 
+def power(value: float) -> str:
+    """A small number of any size: `1.2e-06`."""
+    return f"{value:.1e}"
+
+
 def duration(seconds: float) -> str:
     """`12.3 s`, `4 min 05 s`, `1 h 02 min`."""
     if seconds < 60:

@@ -196,7 +196,7 @@ def _converted_lines(document: dict[str, Any]) -> list[str]:
             same = fmt.percent(row["agreement_fraction"]["value"])
             said += [
                 f"same answer as {row['like']} in ONNX on {same} of {fmt.count(row['images'])} images",
-                f"logits within {fmt.shown(row['difference_fraction'], fmt.significant)} of their spread",
+                f"logits within {fmt.shown(row['difference_fraction'], fmt.power)} of their spread",
                 f"top-1 {fmt.points_interval(row['cost_fraction'])}",
             ]
         said += [*([fmt.size(row["size_bytes"])] if row["size_bytes"] else []), *row["notes"]]

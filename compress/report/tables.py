@@ -6,6 +6,7 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report.labels import Labels
 from compress.report.markup import Markup, element, join
+from compress.report.rows_cells import NATIVE_RUNTIME
 
 _TONES = {
     "refused": "fail", "failed": "fail",
@@ -46,7 +47,7 @@ def plain(estimate: dict[str, Any], one: Callable[[float], str]) -> Markup:
 
 
 def _name(cell: dict[str, Any], labels: Labels) -> Markup:
-    where = f"{cell['runtime']} {cell['runtime_version']}, {fmt.threads(cell['threads'])}"
+    where = f"{cell['runtime']} {cell['runtime_version']}".strip() + f", {fmt.threads(cell['threads'])}"
     if labels.many_batches or cell["batch"] > 1:
         where += f", batch {cell['batch']}"
     twin = " (A/A twin)" if cell["control"] else ""
@@ -72,8 +73,11 @@ def _failed_row(cell: dict[str, Any], columns: int, document: dict[str, Any], la
 def results(document: dict[str, Any], labels: Labels) -> Markup:
     """One row a cell: accuracy, latency, speed-ups and size."""
     accuracy = {(r["stage"], r["runtime"]): r for r in document["derived"]["accuracy"]}
+    # a run without torch has nothing to say in its column
+    native = any(cell["runtime"] == NATIVE_RUNTIME for cell in document["derived"]["cells"])
+    speedups = {"speedup_same_runtime": "same runtime"} | ({"speedup_native": NATIVE_RUNTIME} if native else {})
     heads = ("stage, runtime", "top-1 (95 %)", "against the teacher", "latency, median (95 %)",
-             "speed-up, same runtime", "speed-up, torch_eager", "file")  # fmt: skip
+             *(f"speed-up, {words}" for words in speedups.values()), "file")  # fmt: skip
     rows = []
     for cell in document["derived"]["cells"]:
         judged = accuracy.get((cell["stage"], cell["runtime"]))
@@ -87,7 +91,7 @@ def results(document: dict[str, Any], labels: Labels) -> Markup:
                 _name(cell, labels),
                 *_accuracy_cells(judged),
                 number(cell["latency_ns"], fmt.latency_interval),
-                *(_speedup_cell(cell, key) for key in ("speedup_same_runtime", "speedup_native")),
+                *(_speedup_cell(cell, key) for key in speedups),
                 element("td", size or fmt.absent("no artifact was recorded"), class_="n" if size else "none"),
                 class_=_row_class(cell, document),
             )
@@ -267,22 +271,21 @@ def elsewhere(document: dict[str, Any]) -> Markup:
 
 def converted(document: dict[str, Any]) -> Markup:
     """One row a stage and runtime: what was made for it, and how it compares with the ONNX file."""
-    heads = ("stage", "runtime", "", "bytes", "same answers", "largest difference", "top-1", "compared with", "")
+    heads = ("stage, runtime", "", "bytes", "same answers", "largest difference", "top-1", "")
     rows = []
     for row in document["derived"]["converted"]:
-        said = [*([row["failure"]] if row["failure"] else []), *row["notes"]]
         compared = row["agreement_fraction"]["value"] is not None
+        like = [f"compared with {row['like']} in ONNX on {fmt.count(row['images'])} images"] if compared else []
+        said = [*([row["failure"]] if row["failure"] else []), *like, *row["notes"]]
         rows.append(
             element(
                 "tr",
-                element("th", row["stage"], scope="row"),
-                element("td", row["runtime"]),
+                element("th", row["stage"], element("small", row["runtime"], class_="n"), scope="row"),
                 element("td", tag(row["word"])),
                 element("td", fmt.size(row["size_bytes"]) if row["size_bytes"] else "", class_="n"),
                 number(row["agreement_fraction"], _percent) if compared else element("td", ""),
                 number(row["difference_fraction"], _share) if compared else element("td", ""),
                 number(row["cost_fraction"], fmt.points_interval) if compared else element("td", ""),
-                element("td", f"{row['like']} in ONNX" if compared else ""),
                 element("td", element("small", "; ".join(said)) if said else ""),
             )
         )
@@ -294,7 +297,7 @@ def _percent(estimate: dict[str, Any]) -> str:
 
 
 def _share(estimate: dict[str, Any]) -> str:
-    return fmt.shown(estimate, fmt.significant)
+    return fmt.shown(estimate, fmt.power)
 
 
 def choice(document: dict[str, Any]) -> Markup:

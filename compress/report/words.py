@@ -46,7 +46,8 @@ ELSEWHERE = (
 CONVERTED = (
     "Every file was converted from the ONNX file in a locked-up process, and asked about the same images in its "
     "runtime. Float files may differ by a part of the logits' spread; int8 files have to give the same answer on 98 % "
-    "of the images and lose no more than a point. What does not is not offered."
+    "of the images and lose no more than a point. What does not is not offered. The largest difference is in parts of "
+    "the spread."
 )
 LADDER = (
     "Each rung is tried on top of those that were better, until the file costs no more than was allowed on the select "

@@ -15,6 +15,9 @@ FORMAT = "ncnn"
 # float32: the same sums in another order; float16: weights of 11 bits. int8: the ONNX file's weights, but symmetric
 # activations, which is other rounding at every layer.
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8": 0.25}
+KNOWN_ISSUES = {
+    "1.0.20261020": "half-precision arithmetic, its default on ARM, is wrong for depthwise layers of stride 2: off here"
+}
 # It rounds activations by a rule of its own, so float is what it is compared with.
 OWN_ROUNDING = ("int8",)
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]

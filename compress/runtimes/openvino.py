@@ -33,7 +33,7 @@ def version() -> str:
     """Version of the library; importing it is part of this call."""
     import openvino
 
-    return openvino.__version__
+    return openvino.__version__.partition("-")[0]  # the rest names a build
 
 
 def open_session(path: str, threads: int) -> Any:

@@ -1,0 +1,177 @@
+"""Each network in each runtime, float and int8: does the converted file answer as the ONNX file, how well, how fast?
+
+Each network is distilled from resnet56 on CIFAR-10 images for a few epochs, quantized by the ladder, converted for
+every runtime, compared with the ONNX file, asked about all test images, and timed beside the teacher in the same
+runtime, all by the steps of `compress run`. A script that was stopped goes on: finished steps come from the store,
+finished networks from the record. RUNTIMES.md is made from the record by `runtimes.py --page`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import record
+from experiments import cifar10
+from learning import fewer
+
+from compress import facts, plan, recipe, run_measurements
+from compress.chain import Link, make_chain
+from compress.plan import Job
+from compress.progress import say
+from compress.report.rows_accuracy import accuracy_rows
+from compress.report.rows_cells import cell_rows
+from compress.report.rows_converted import converted_rows
+from compress.store import Store, read_json, write_atomic, write_json
+
+# name → what the recipe says of it
+NETWORKS: dict[str, dict[str, Any]] = {
+    "mobilenet_v1:width=0.5": {},
+    "mobilenet": {},
+    "mobilenet_v3_small": {},
+    "shufflenet_v1:width=0.5": {},
+    "shufflenet": {},
+    "squeezenet": {},
+    "resnet20": {},
+    "mobilenet, pruned": {"student": "mobilenet", "prune": "0.3"},
+    "mobilenet, trained in int8": {"student": "mobilenet", "quantize": "int8_qat"},
+}
+RUNTIMES = ("ort_cpu", "openvino", "litert", "executorch", "ncnn", "mnn")
+PAGE = Path(__file__).with_name("RUNTIMES.md")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="networks [all that are listed]")
+    parser.add_argument("--page", action="store_true", help="only write RUNTIMES.md, from the record")
+    parser.add_argument("--data", default="", help="folder of CIFAR-10's images")
+    parser.add_argument("--teacher-checkpoint", default="", help="weights of the resnet56 teacher")
+    parser.add_argument("--images", type=int, default=4000, help="train images, even over the classes")
+    parser.add_argument("--epochs", type=int, default=8, help="of distillation")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads")
+    parser.add_argument("--tier", default="smoke", help="of the benchmark")
+    parser.add_argument("--record", type=Path, default=record.RECORDS / "runtimes.json", help="file to write")
+    return parser.parse_args()
+
+
+def job_of(options: argparse.Namespace, store: Store, name: str) -> Job:
+    values = {
+        **cifar10(options.data, options.teacher_checkpoint), "student": name, "epochs": options.epochs, "kd": ["kd"],
+        "tier": options.tier, "runtimes": list(RUNTIMES), "threads": options.threads.split(","), "max_drop": 0.5,
+        "quantize": "int8_auto", "least_speedup": 0, **NETWORKS[name],
+    }  # fmt: skip
+    wanted = recipe.from_values(values)
+    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+
+
+def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, Any]:
+    job = job_of(options, store, name)
+    links: list[Link] = list(make_chain(job, store))
+    measured = run_measurements.measure(job, store, links)
+    files = {link.artifact.stage: f"{link.artifact.stage}.onnx" for link in links}
+    document = facts.of_run(name, job, links, files, measured | {"choice": None})
+    cells = [
+        {key: row[key] for key in ("stage", "runtime", "threads", "size_bytes", "latency_ns", "speedup_same_runtime")}
+        for row in cell_rows(document)
+        if not row["control"]
+    ]
+    return {
+        "network": name,
+        "shipped": document["shipped"],
+        "converted": converted_rows(document),
+        "accuracy": accuracy_rows(document, "teacher"),
+        "cells": cells,
+    }
+
+
+def table_of(row: dict[str, Any]) -> list[str]:
+    """One network's table in Markdown."""
+    threads = sorted({each["threads"] for each in row["cells"]})
+    lines = [
+        f"## `{row['network']}`", "",
+        "| stage | runtime | same answers as | top-1 % (95 %) | bytes | over the teacher there |"
+        + "".join(f" ms, {number} thread{'s' * (number > 1)} (95 %) |" for number in threads),
+        "| --- | --- | --- | --- | ---: | --- |" + " --- |" * len(threads),
+    ]  # fmt: skip
+    converted = {(each["stage"], each["runtime"]): each for each in row["converted"]}
+    cells = {(each["stage"], each["runtime"], each["threads"]): each for each in row["cells"]}
+    for each in row["accuracy"]:
+        key = (each["stage"], each["runtime"])
+        gate, timed = converted.get(key), [cells[*key, number] for number in threads]
+        if each["failure"]:
+            reason = each["failure"].replace("|", "/")
+            lines.append(f"| {key[0]} | {key[1]} | **none**: {reason} | | | |" + " |" * len(threads))
+            continue
+        same = "it is the reference"
+        if gate:
+            same = f"{gate['like']}: {100 * gate['agreement_fraction']['value']:.1f} % of {gate['images']}"
+            same += f", {gate['difference_fraction']['value']:.1e} of the spread"
+        top1 = each["top1_fraction"]
+        lines.append(
+            f"| {key[0]} | {key[1]} | {same} | {100 * top1['value']:.2f} ({100 * top1['low']:.2f} to "
+            f"{100 * top1['high']:.2f}) | {timed[0]['size_bytes']:,} | {_times(timed[0]['speedup_same_runtime'])} |"
+            + "".join(f" {_ms(cell['latency_ns'])} |" for cell in timed)
+        )
+    return [*lines, ""]
+
+
+def _ms(latency: dict[str, Any]) -> str:
+    if latency["value"] is None:
+        return ""
+    value = f"{latency['value'] / 1e6:.3f}"
+    return value if latency["low"] is None else f"{value} ({latency['low'] / 1e6:.3f} to {latency['high'] / 1e6:.3f})"
+
+
+def _times(ratio: dict[str, Any]) -> str:
+    if ratio["value"] is None or ratio["low"] is None:
+        return ""
+    return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def refused(rows: list[dict[str, Any]]) -> list[str]:
+    """What a runtime was not offered, in words."""
+    return [
+        f"{row['network']}, {each['stage']} in {each['runtime']}: {each['failure']}"
+        for row in rows
+        for each in row["converted"]
+        if each["failure"]
+    ]
+
+
+def page(found: dict[str, Any]) -> str:
+    machine, rows = found["machine"], found["rows"]
+    offered = sum(len(row["converted"]) for row in rows)
+    failures = refused(rows)
+    lines = [
+        "# Networks in runtimes", "",
+        f"Made by `runtimes.py --page` from `records/runtimes.json`: {found['images']} train images, {found['epochs']} "
+        "epochs of distillation from resnet56; top-1 of the files themselves on CIFAR-10's 10,000 test images; latency "
+        f"of one image, tier `{found['tier']}`, every file of a network interleaved with the teacher in every runtime.",
+        "", f"{machine['cpu_model']}, {machine['cores_allowed']} cores, {machine['system']}. Latencies of a desktop "
+        "CPU rank no phones.", "",
+        f"{offered - len(failures)} of {offered} files for other runtimes answer as their ONNX file does and are "
+        "offered.", *(f"- {text}" for text in failures), "",
+    ]  # fmt: skip
+    lines += [line for row in rows for line in table_of(row)]
+    left = [name for name in NETWORKS if name not in {row["network"] for row in rows}]
+    return "\n".join([*lines, *([f"Not run yet: {', '.join(left)}.", ""] if left else [])])
+
+
+def main() -> int:
+    options = arguments()
+    if options.page:
+        write_atomic(PAGE, page(read_json(options.record)).encode())
+        return record.CLAIM_HOLDS
+    partial, store = options.record.with_suffix(".partial.json"), Store.default()
+    rows = read_json(partial)["rows"] if partial.exists() else []
+    for name in options.networks:
+        if name not in {row["network"] for row in rows}:
+            say(name)
+            rows.append(row_of(options, store, name))
+            write_json(partial, {"rows": rows})
+    record.write(options.record, {k: getattr(options, k) for k in ("images", "epochs", "tier")} | {"rows": rows})
+    partial.unlink()
+    return record.CLAIM_HOLDS
+
+
+if __name__ == "__main__":
+    record.run(main)

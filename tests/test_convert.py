@@ -1,0 +1,103 @@
+"""`compress convert`: for every runtime that is here, a folder whose example runs and answers as the ONNX file does.
+
+The files are the published digits network, trained, so that int8 means something.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from compress import bench, catalog, convert_file, files
+from compress.cli.main import compress as group
+from compress.errors import UsageError
+from compress.store import Store
+
+RUN = Path(__file__).parents[1] / "models" / "digits-mobilenet"
+GIVEN = [
+    name
+    for name in catalog.names("runtimes")
+    if hasattr(catalog.load("runtimes", name).module, "SNIPPET") and name != "ort_cuda"
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def able(name: str, store: Store) -> str:
+    return bench.runtime_state(name, store.root / "scratch")["unavailable"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["float32", "int8"])
+@pytest.mark.parametrize("name", GIVEN)
+def test_every_runtime_gets_a_folder_that_works(name, stage, store, tmp_path):
+    if reason := able(name, store):
+        pytest.skip(reason)
+    found = files.open_any((RUN,), store.root / "scratch")
+    wanted = next(a.stage for a in found if a.precision == stage and a.stage != "teacher")
+    artifact, parent = convert_file.pick(found, wanted)
+    recipe = files.data_for((RUN,), found, "")
+    out = tmp_path / "für die App"
+    (done,) = convert_file.convert_file(artifact, parent, (name,), recipe, out, store)
+    assert done.folder == out / name, done.offer.failure
+    assert {"README.md", "example.py", "golden.npz", "labels.json", "preprocessing.json"} <= {
+        path.name for path in done.folder.iterdir()
+    }
+    ran = subprocess.run([sys.executable, "example.py"], cwd=done.folder, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0 and "expected" in ran.stdout, ran.stdout + ran.stderr
+    versions = json.loads((done.folder / "versions.json").read_text())
+    assert versions["source"]["sha256"] == artifact.digest and versions["tools"]
+    for entry in versions["files"]:
+        assert (done.folder / entry["file"]).stat().st_size == entry["size_bytes"]
+    if stage == "float32" and name != "ort_cpu":
+        allowed = catalog.load("runtimes", name).module.TOLERANCE["float32"]
+        assert done.offer.gate["difference_of_spread"] <= allowed and done.offer.gate["agreement_fraction"] == 1
+    if stage == "int8":
+        assert sum(entry["size_bytes"] for entry in versions["files"]) < 0.6 * parent.size_bytes
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_made_and_what_it_could_not(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_STORE", str(store.root))
+    if reason := able("mnn", store):
+        pytest.skip(reason)
+    wanted = ["convert", str(RUN), "--to", "mnn,ort_cuda", "--out", str(tmp_path)]
+    done = CliRunner().invoke(group, wanted, catch_exceptions=True)
+    assert "ok      mnn" in done.output and "same answer as" in done.output
+    assert "failed  ort_cuda" in done.output or "ok      ort_cuda" in done.output
+    again = CliRunner().invoke(group, ["convert", str(RUN), "--to", "mnn", "--out", str(tmp_path)])
+    assert again.exit_code == 0 and f"python {tmp_path / 'mnn' / 'example.py'}" in again.output
+
+
+def test_a_runtime_that_takes_no_file_is_refused(store, tmp_path):
+    found = files.open_any((RUN,), store.root / "scratch")
+    with pytest.raises(UsageError, match="there is no file to give for torch_eager"):
+        convert_file.convert_file(
+            found[-1], None, ("torch_eager",), files.data_for((RUN,), found, ""), tmp_path, store
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="unknown runtime `ncn`"):
+        convert_file.convert_file(found[-1], None, ("ncn",), files.data_for((RUN,), found, ""), tmp_path, store)
+
+
+def test_a_folder_of_the_users_is_not_overwritten(store, tmp_path):
+    found = files.open_any((RUN,), store.root / "scratch")
+    (tmp_path / "ort_cpu").mkdir()
+    (tmp_path / "ort_cpu" / "notes.txt").write_text("mine")
+    with pytest.raises(Exception, match="was not made by `compress convert`"):
+        convert_file.convert_file(found[-1], None, ("ort_cpu",), files.data_for((RUN,), found, ""), tmp_path, store)
+    assert (tmp_path / "ort_cpu" / "notes.txt").read_text() == "mine"
+
+
+def test_which_file_of_a_run():
+    found = files.open_any((RUN,), Path("unused"))
+    shipped, parent = convert_file.pick(found, "")
+    assert shipped.precision == "int8" and parent and parent.precision == "float32"
+    assert convert_file.pick(found, parent.stage) == (parent, None)
+    with pytest.raises(UsageError, match="there is no `pruned`; there are: teacher"):
+        convert_file.pick(found, "pruned")
