@@ -17,8 +17,10 @@ from compress.store import file_digest, read_json
 
 IMAGES = 8
 # runtime → the distribution that its aarch64 wheel comes from
-RUNTIMES = {"ort_cpu": "onnxruntime", "ncnn": "ncnn", "mnn": "mnn", "litert": "ai-edge-litert"}
-PACKAGES = ("numpy", *RUNTIMES.values())
+RUNTIMES = {
+    "ort_cpu": "onnxruntime", "ort_mobile": "onnxruntime", "ncnn": "ncnn", "mnn": "mnn", "litert": "ai-edge-litert",
+}  # fmt: skip
+PACKAGES = ("numpy", *dict.fromkeys(RUNTIMES.values()))
 
 
 def verify(folder: Path, kit: Path, scratch: Path) -> list[tuple[str, str, bool]]:

@@ -23,19 +23,17 @@ class Converted:
     folder: Path | None
 
 
-def pick(found: list[Artifact], stage: str) -> tuple[Artifact, Artifact | None]:
-    """The artifact to convert, by default the last, which is what a run ships; and the float one that it came from."""
+def pick(found: list[Artifact], stage: str) -> Artifact:
+    """The artifact to convert, by default the last, which is what a run ships. Raises UsageError for another stage."""
     named = [artifact for artifact in found if artifact.stage == stage] if stage else found[-1:]
     if not named:
         raise UsageError(f"there is no `{stage}`; there are: {', '.join(a.stage for a in found)}")
-    floats = [a for a in found if a.precision == "float32" and a.stage != "teacher"]
-    parent = floats[-1] if floats and named[0].precision != "float32" else None
-    return named[0], parent
+    return named[0]
 
 
 def convert_file(
-    artifact: Artifact, parent: Artifact | None, runtimes: tuple[str, ...], recipe: Recipe, out: Path, store: Store
-) -> list[Converted]:
+    artifact: Artifact, runtimes: tuple[str, ...], recipe: Recipe, out: Path, store: Store
+) -> list[Converted]:  # fmt: skip
     """A folder below `out` for each runtime whose answers stand beside the ONNX file's on real images. `recipe` names
     the data. Raises UsageError for an unknown runtime, or one that has nothing to give.
     """
@@ -51,7 +49,7 @@ def convert_file(
     images = splits.report.images[chosen]
     done = []
     for runtime in runtimes:
-        offer = runtime_files.offer(job, store, artifact, parent, runtime)
+        offer = runtime_files.offer(job, store, artifact, runtime)
         if offer.failure:
             done.append(Converted(offer=offer, folder=None))
             continue

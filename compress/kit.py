@@ -103,6 +103,6 @@ def _checked(gate: dict[str, Any]) -> str:
     if not gate:
         return "it is the ONNX file itself, in the runtime that it was checked with"
     return (
-        f"same answer as {gate['like']} in ONNX on {gate['agreement_fraction']:.2%} of {gate['images']} images, logits "
+        f"same answer as the ONNX file on {gate['agreement_fraction']:.2%} of {gate['images']} images, logits "
         f"within {gate['difference_of_spread']:.2g} of their spread"
     )

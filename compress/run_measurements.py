@@ -63,8 +63,7 @@ def _offers(job: Job, store: Store, links: list[Link], runtime: str) -> list[Off
     deployment alone gains.
     """
     if load_entry("runtimes", runtime, job.plugins).module.FORMAT != "torch":
-        above = {link.artifact.stage: link.artifact for link in links}
-        return [runtime_files.offer(job, store, li.artifact, above.get(li.parent), runtime) for li in links]
+        return [runtime_files.offer(job, store, link.artifact, runtime) for link in links]
     if not (network := links[0].network):
         return []
     teacher = artifact_steps.torch_artifact(job, "teacher", network, vars(links[0].artifact))

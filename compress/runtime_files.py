@@ -28,10 +28,8 @@ class Offer:
     failure: str = ""
 
 
-def offer(job: Job, store: Store, artifact: Artifact, parent: Artifact | None, runtime: str) -> Offer:
-    """The ONNX artifact, with the float one that it was quantized from, for a runtime that does not read networks.
-    Failures are part of what is said.
-    """
+def offer(job: Job, store: Store, artifact: Artifact, runtime: str) -> Offer:
+    """The ONNX artifact for a runtime that does not read networks. Failures are part of what is said."""
     module = catalog.load("runtimes", runtime, job.plugins).module
     nothing: dict[str, Any] = {}
     if runtime == REFERENCE or not module.TOLERANCE:
@@ -39,9 +37,7 @@ def offer(job: Job, store: Store, artifact: Artifact, parent: Artifact | None, r
     facts = nothing
     try:
         made, facts = conversion.converted(store, artifact, runtime, job.plugins)
-        rounds_itself = artifact.precision in getattr(module, "OWN_ROUNDING", ())
-        like = parent if parent and rounds_itself else artifact
-        gate = _gate(job, store, like, made, runtime, module.TOLERANCE[artifact.precision])
+        gate = _gate(job, store, artifact, made, runtime, module.TOLERANCE[artifact.precision])
     except CompressError as error:
         return Offer(runtime=runtime, artifact=artifact, conversion=facts, gate=nothing, failure=error.message)
     if gate["why"] and judge.clips_here(artifact):
@@ -51,13 +47,14 @@ def offer(job: Job, store: Store, artifact: Artifact, parent: Artifact | None, r
     return Offer(runtime=runtime, artifact=made, conversion=facts, gate=gate, failure=gate["why"])
 
 
-def _gate(job: Job, store: Store, like: Artifact, made: Artifact, runtime: str, tolerance: float) -> dict[str, Any]:
-    """How `made` answers in the runtime, compared with the ONNX file `like`."""
+def _gate(
+    job: Job, store: Store, artifact: Artifact, made: Artifact, runtime: str, tolerance: float
+) -> dict[str, Any]:  # fmt: skip
+    """How `made` answers in the runtime, compared with the ONNX file that it was made from."""
     images = artifact_steps.parity_set(job)
-    expected, index = judge.exact(job, store, like, images)
+    expected, index = judge.exact(job, store, artifact, images)
     got = artifact_steps.answers_step(job, store, made, runtime, images)[index]
-    facts = conversion.gate(expected, got, images.labels[index], made.precision, tolerance)
-    return {**facts, "like": like.stage}
+    return conversion.gate(expected, got, images.labels[index], artifact.precision, tolerance)
 
 
 def facts(offer: Offer) -> dict[str, Any]:

@@ -45,7 +45,20 @@ def write_images(folder: Path, classes=("cat", "dog"), count: int = 6, size: int
 def test_help_names_every_command_and_imports_nothing_heavy(compress):
     done = compress("--help")
     assert done.returncode == 0
-    for command in ("run", "list", "eval", "export", "quantize", "bench", "report", "verify", "doctor", "store"):
+    for command in (
+        "run",
+        "list",
+        "eval",
+        "export",
+        "quantize",
+        "convert",
+        "bench",
+        "report",
+        "verify",
+        "doctor",
+        "kit",
+        "store",
+    ):
         assert f"  {command} " in done.stdout
         assert compress(command, "--help").returncode == 0
     code = (

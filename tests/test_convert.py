@@ -41,10 +41,10 @@ def test_every_runtime_gets_a_folder_that_works(name, stage, store, tmp_path):
         pytest.skip(reason)
     found = files.open_any((RUN,), store.root / "scratch")
     wanted = next(a.stage for a in found if a.precision == stage and a.stage != "teacher")
-    artifact, parent = convert_file.pick(found, wanted)
+    artifact = convert_file.pick(found, wanted)
     recipe = files.data_for((RUN,), found, "")
     out = tmp_path / "für die App"
-    (done,) = convert_file.convert_file(artifact, parent, (name,), recipe, out, store)
+    (done,) = convert_file.convert_file(artifact, (name,), recipe, out, store)
     assert done.folder == out / name, done.offer.failure
     assert {"README.md", "example.py", "golden.npz", "labels.json", "preprocessing.json"} <= {
         path.name for path in done.folder.iterdir()
@@ -59,7 +59,8 @@ def test_every_runtime_gets_a_folder_that_works(name, stage, store, tmp_path):
         allowed = catalog.load("runtimes", name).module.TOLERANCE["float32"]
         assert done.offer.gate["difference_of_spread"] <= allowed and done.offer.gate["agreement_fraction"] == 1
     if stage == "int8":
-        assert sum(entry["size_bytes"] for entry in versions["files"]) < 0.6 * parent.size_bytes
+        float_bytes = next(a.size_bytes for a in found if a.precision == "float32" and a.stage != "teacher")
+        assert sum(entry["size_bytes"] for entry in versions["files"]) < 0.6 * float_bytes
 
 
 @pytest.mark.slow
@@ -79,10 +80,10 @@ def test_a_runtime_that_takes_no_file_is_refused(store, tmp_path):
     found = files.open_any((RUN,), store.root / "scratch")
     with pytest.raises(UsageError, match="there is no file to give for torch_eager"):
         convert_file.convert_file(
-            found[-1], None, ("torch_eager",), files.data_for((RUN,), found, ""), tmp_path, store
+            found[-1], ("torch_eager",), files.data_for((RUN,), found, ""), tmp_path, store
         )  # fmt: skip
     with pytest.raises(UsageError, match="unknown runtime `ncn`"):
-        convert_file.convert_file(found[-1], None, ("ncn",), files.data_for((RUN,), found, ""), tmp_path, store)
+        convert_file.convert_file(found[-1], ("ncn",), files.data_for((RUN,), found, ""), tmp_path, store)
 
 
 def test_a_folder_of_the_users_is_not_overwritten(store, tmp_path):
@@ -90,14 +91,13 @@ def test_a_folder_of_the_users_is_not_overwritten(store, tmp_path):
     (tmp_path / "ort_cpu").mkdir()
     (tmp_path / "ort_cpu" / "notes.txt").write_text("mine")
     with pytest.raises(Exception, match="was not made by `compress convert`"):
-        convert_file.convert_file(found[-1], None, ("ort_cpu",), files.data_for((RUN,), found, ""), tmp_path, store)
+        convert_file.convert_file(found[-1], ("ort_cpu",), files.data_for((RUN,), found, ""), tmp_path, store)
     assert (tmp_path / "ort_cpu" / "notes.txt").read_text() == "mine"
 
 
 def test_which_file_of_a_run():
     found = files.open_any((RUN,), Path("unused"))
-    shipped, parent = convert_file.pick(found, "")
-    assert shipped.precision == "int8" and parent and parent.precision == "float32"
-    assert convert_file.pick(found, parent.stage) == (parent, None)
+    assert convert_file.pick(found, "").precision == "int8"
+    assert convert_file.pick(found, "teacher").stage == "teacher"
     with pytest.raises(UsageError, match="there is no `pruned`; there are: teacher"):
         convert_file.pick(found, "pruned")

@@ -29,14 +29,14 @@ def command(model: Path, to: str, out: Path, stage: str, data: str, on_bad: str)
     store = Store.default()
     files.require_data((model,), data)
     found = files.open_any((model,), store.root / "scratch")
-    artifact, parent = convert_file.pick(found, stage)
+    artifact = convert_file.pick(found, stage)
     recipe = files.data_for((model,), found, data, on_bad)
     runtimes = tuple(dict.fromkeys(filter(None, (name.strip() for name in to.split(",")))))
-    done = convert_file.convert_file(artifact, parent, runtimes, recipe, out, store)
+    done = convert_file.convert_file(artifact, runtimes, recipe, out, store)
     for one in done:
         gate = one.offer.gate
         compared = (
-            f"; same answer as {gate['like']} in ONNX on {gate['agreement_fraction']:.2%} of {gate['images']} images, "
+            f"; same answer as the ONNX file on {gate['agreement_fraction']:.2%} of {gate['images']} images, "
             f"logits within {fmt.power(gate['difference_of_spread'])} of their spread"
             if gate and one.folder
             else ""

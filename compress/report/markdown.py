@@ -195,7 +195,7 @@ def _converted_lines(document: dict[str, Any]) -> list[str]:
         if row["agreement_fraction"]["value"] is not None:
             same = fmt.percent(row["agreement_fraction"]["value"])
             said += [
-                f"same answer as {row['like']} in ONNX on {same} of {fmt.count(row['images'])} images",
+                f"same answer as the ONNX file on {same} of {fmt.count(row['images'])} images",
                 f"logits within {fmt.shown(row['difference_fraction'], fmt.power)} of their spread",
                 f"top-1 {fmt.points_interval(row['cost_fraction'])}",
             ]

@@ -26,7 +26,6 @@ def _row(each: dict[str, Any]) -> dict[str, Any]:
         **{key: each[key] for key in identity},
         "word": "refused" if gate and gate["why"] else "failed" if each["failure"] else "ok",
         "images": gate["images"] if gate else 0,
-        "like": gate["like"] if gate else "",
         "size_bytes": each["size_bytes"] if each["files"] else None,
         "tools": ", ".join(f"{name} {version}" for name, version in sorted(each["tools"].items())),
         "agreement_fraction": agreement,

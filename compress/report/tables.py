@@ -275,8 +275,8 @@ def converted(document: dict[str, Any]) -> Markup:
     rows = []
     for row in document["derived"]["converted"]:
         compared = row["agreement_fraction"]["value"] is not None
-        like = [f"compared with {row['like']} in ONNX on {fmt.count(row['images'])} images"] if compared else []
-        said = [*([row["failure"]] if row["failure"] else []), *like, *row["notes"]]
+        on = [f"on {fmt.count(row['images'])} images"] if compared else []
+        said = [*([row["failure"]] if row["failure"] else []), *on, *row["notes"]]
         rows.append(
             element(
                 "tr",

@@ -13,8 +13,6 @@ FORMAT = "mnn"
 # wrong layer costs a tenth and more. int8 files are run with int8 weights and float activations: its own quantizer of
 # activations crashes or gives wrong numbers.
 TOLERANCE = {"float32": 5e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
-# Its int8 has float activations: float is what it is compared with.
-OWN_ROUNDING = ("int8",)
 
 _OPTIONS = {"float32": [], "float16": ["--fp16"]}
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]

@@ -18,8 +18,6 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8": 0.25}
 KNOWN_ISSUES = {
     "1.0.20261020": "half-precision arithmetic, its default on ARM, is wrong for depthwise layers of stride 2: off here"
 }
-# It rounds activations by a rule of its own, so float is what it is compared with.
-OWN_ROUNDING = ("int8",)
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
 SNIPPET = """
 import ncnn

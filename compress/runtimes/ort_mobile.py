@@ -1,0 +1,74 @@
+"""ONNX Runtime's own .ort format, which its small builds for apps read; here in the ordinary build, on the CPU."""
+
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REQUIRES = "onnxruntime>=1.21"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+FORMAT = "ort"
+# The same kernels as ort_cpu's on the same graph, but for fusions that suit one machine only.
+TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+
+# in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
+SNIPPET = """
+import onnxruntime
+
+session = onnxruntime.InferenceSession(HERE / "model.ort", providers=["CPUExecutionProvider"])
+logits = session.run(None, {session.get_inputs()[0].name: image})[0]
+"""
+
+
+def unavailable() -> str:
+    """Why this runtime cannot be used here; empty when it can."""
+    return "" if util.find_spec("onnxruntime") else f"onnxruntime is not installed: pip install '{REQUIRES}'"
+
+
+def version() -> str:
+    """Version of the library; importing it is part of this call."""
+    import onnxruntime
+
+    return onnxruntime.__version__
+
+
+def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
+    """`model.ort` of the ONNX file, its graph optimised as far as is right on every machine: the last level would bake
+    in memory layouts of this one.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "model.ort")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    return {"tools": {"onnxruntime": onnxruntime.__version__}, "notes": []}
+
+
+def open_session(path: str, threads: int) -> Any:
+    """A session of `model.ort` in the folder `path`, with `threads` threads inside an operator and one across."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(Path(path) / "model.ort"), options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, inputs: np.ndarray) -> np.ndarray:
+    """Logits float32 `[B,K]` of images float32 `[B,C,H,W]` in [0,1]."""
+    return session.run(None, {session.get_inputs()[0].name: inputs})[0]
+
+
+def effective(session: Any) -> dict[str, Any]:
+    """The settings really in effect, read back from the session."""
+    options = session.get_session_options()
+    batch = session.get_inputs()[0].shape[0]
+    return {
+        "providers": session.get_providers(),
+        "intra_op_threads": options.intra_op_num_threads,
+        "inter_op_threads": options.inter_op_num_threads,
+        "fixed_batch": batch if isinstance(batch, int) else 0,
+    }
