@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from compress import bench, catalog, facts, files, plan, randomness
+from compress import bench, catalog, conversion, facts, files, plan, randomness
 from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -93,9 +93,8 @@ def bench_files(
     artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str
 ) -> dict:
     """A report document of these artifacts' latency in the recipe's runtimes."""
-    formats = {r: catalog.load("runtimes", r).module.FORMAT for r in recipe.runtimes}
-    for runtime, kind in formats.items():
-        if kind != "onnx":
+    for runtime in recipe.runtimes:
+        if catalog.load("runtimes", runtime).module.FORMAT == "torch":
             raise InputRejected(f"`{runtime}` reads networks, not ONNX files", hint="take ort_cpu or ort_cuda")
     shapes = {a.input_shape for a in artifacts}
     if len(shapes) > 1:
@@ -105,8 +104,8 @@ def bench_files(
     else:
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"
-    pairs = [(a, r) for r in recipe.runtimes for a in artifacts]
-    measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store)
+    pairs, refused = _for_runtimes(artifacts, recipe.runtimes, store)
+    measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused)
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}")
     return files.document(
@@ -118,3 +117,22 @@ def bench_files(
         image_count=len(images),
         data_note=note,
     )
+
+
+def _for_runtimes(
+    artifacts: list[Artifact], runtimes: tuple[str, ...], store: Store
+) -> tuple[list[tuple[Artifact, str]], dict[tuple[str, str], str]]:
+    """Each file for each runtime, converted where it has a format of its own; and why some (stage, runtime) have none.
+    Nothing is compared here: that is `compress convert`'s.
+    """
+    pairs, refused = [], {}
+    for runtime in runtimes:
+        for artifact in artifacts:
+            made = artifact
+            if conversion.converts(runtime):
+                try:
+                    made, _ = conversion.converted(store, artifact, runtime)
+                except Unmeasurable as error:
+                    refused[artifact.stage, runtime] = error.message
+            pairs.append((made, runtime))
+    return pairs, refused

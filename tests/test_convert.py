@@ -76,6 +76,23 @@ def test_the_command_says_what_it_made_and_what_it_could_not(store, tmp_path, mo
     assert again.exit_code == 0 and f"python {tmp_path / 'mnn' / 'example.py'}" in again.output
 
 
+@pytest.mark.slow
+def test_bench_and_eval_convert_what_a_runtime_needs(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_STORE", str(store.root))
+    if reason := able("mnn", store):
+        pytest.skip(reason)
+    file = str(RUN / "student.onnx")
+    judged = CliRunner().invoke(group, ["eval", file, "--data", "digits", "--runtime", "mnn", "--json"])
+    reference = CliRunner().invoke(group, ["eval", file, "--data", "digits", "--json"])
+    rows = [json.loads(done.output[done.output.index("[") :])[0] for done in (judged, reference)]
+    assert rows[0]["runtime"] == "mnn" and rows[0]["correct"] == rows[1]["correct"] and rows[0]["n"] == 359
+    wanted = ["bench", file, "--synthetic", "--tier", "smoke", "--runtimes", "mnn,ort_cpu", "--out", str(tmp_path)]
+    done = CliRunner().invoke(group, wanted)
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert {m["runtime"] for m in document["measurements"] if not m["failure"]} == {"mnn", "ort_cpu"}
+
+
 def test_a_runtime_that_takes_no_file_is_refused(store, tmp_path):
     found = files.open_any((RUN,), store.root / "scratch")
     with pytest.raises(UsageError, match="there is no file to give for torch_eager"):

@@ -25,7 +25,7 @@ def command(
     """
     import json
 
-    from compress import catalog, files, plan, stats
+    from compress import catalog, conversion, files, plan, stats
     from compress.store import Store
 
     catalog.load("runtimes", runtime)
@@ -36,7 +36,9 @@ def command(
     dataset = getattr(plan.load_data(files.data_for(artifacts, found, data, on_bad), store), split)
     rows, base = [], None
     for artifact in found:
-        row, logits = files.accuracy_row(artifact, runtime, dataset, scratch, base)
+        files.refuse_other_classes(artifact, artifact.path, dataset)
+        made = conversion.converted(store, artifact, runtime)[0] if conversion.converts(runtime) else artifact
+        row, logits = files.accuracy_row(made, runtime, dataset, scratch, base)
         base = logits if base is None else base
         rows.append(row)
     if as_json:
