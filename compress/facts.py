@@ -142,8 +142,10 @@ def _stage_facts(link: "Link") -> dict[str, Any]:
     }
 
 
-def card(document: dict[str, Any], models: Path, reports: Path) -> str:
-    """The card beside the artifacts: what it is, what it takes, how good it is, how it was made."""
+def card(document: dict[str, Any], converted: list[dict[str, Any]], models: Path, reports: Path) -> str:
+    """The card beside the artifacts: what it is, what it takes, how good it is, how it was made. `converted` are the
+    manifest's entries of files for other runtimes.
+    """
     from compress import report
 
     run, data = document["run"], document["dataset"]
@@ -160,6 +162,7 @@ def card(document: dict[str, Any], models: Path, reports: Path) -> str:
             "| --- | --- | ---: | --- |",
             *rows,
             "",
+            *_for_other_runtimes(converted, run["name"]),
             f"Input `input`: float32 `[batch, {channels}, {height}, {width}]`, values in [0,1]; the files normalise by "
             "themselves. Output `logits`.",
             f"Preprocessing of a photo: {json.dumps(PREPROCESSING)}",
@@ -177,3 +180,14 @@ def card(document: dict[str, Any], models: Path, reports: Path) -> str:
             "",
         ]
     )
+
+
+def _for_other_runtimes(converted: list[dict[str, Any]], name: str) -> list[str]:
+    if not converted:
+        return []
+    rows = [f"| {', '.join(each['files'].values())} | {each['runtime']} | {each['precision']} |" for each in converted]
+    said = (
+        "Converted from these, and answering as they do in their runtimes; "
+        f"`compress convert models/{name} --to RUNTIME --out DIR` makes a folder with an example that runs:"
+    )
+    return [said, "", "| files | runtime | precision |", "| --- | --- | --- |", *rows, ""]

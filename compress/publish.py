@@ -141,7 +141,7 @@ def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, 
             write_artifact(models / files[link.artifact.stage], link.artifact, job.splits.report, golden)
     converted = _write_converted(models, measured["offers"], files)
     write_atomic(models / "recipe.toml", recipe.to_toml(job.recipe).encode())
-    write_atomic(models / "card.md", facts.card(document, found.models, found.reports).encode())
+    write_atomic(models / "card.md", facts.card(document, converted, found.models, found.reports).encode())
     manifest = _new_manifest(found, job, run, document) | {
         "inputs_digest": inputs,
         "converted": converted,

@@ -95,6 +95,7 @@ def test_files_for_another_runtime_ship_where_they_answer_as_the_onnx_files(fini
         "pruned": {"model.mnn": "student.mnn"}, "int8": {"model.mnn": "student.int8.mnn"},
     }  # fmt: skip
     assert (models / "student.int8.mnn").stat().st_size == rows["int8"]["size_bytes"]
+    assert "| student.int8.mnn | mnn | int8 |" in (models / "card.md").read_text()
     sizes = {c["stage"]: c["size_bytes"] for c in document["derived"]["cells"] if c["runtime"] == "mnn"}
     assert sizes == {stage: row["size_bytes"] for stage, row in rows.items()}
     for name in ("report.html", "report.md"):
