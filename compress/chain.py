@@ -11,7 +11,6 @@ from typing import Any
 
 from compress import (
     artifact_steps,
-    environment,
     estimate,
     evaluate,
     judge,
@@ -20,7 +19,6 @@ from compress import (
     pruning_steps,
     rehearsal,
     schedules,
-    targets,
     training_steps,
 )
 from compress.plan import Job, warn_of_few_images
@@ -189,28 +187,11 @@ def _quantized(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...])
 
 
 def _paying(job: Job, store: Store, link: Link, parent: Link) -> Link:
-    """The quantized link, not kept where it pays neither in time nor in the bytes that are asked for. A quantizer that
-    is taken for its bytes alone has to be smaller.
-    """
-    assert job.quantizer
-    target = targets.find(job.recipe.target)
-    here = environment.capture()
-    sizes = payoff.Sizes(parent=parent.artifact.size_bytes, child=link.artifact.size_bytes)
+    """The quantized link, not kept where it pays neither in time nor in the bytes that are asked for."""
     if not link.kept or not job.recipe.least_speedup:
         return link
-    if getattr(job.quantizer.module, "FOR_BYTES", False):
-        pays = sizes.child < sizes.parent
-        why = f"has {sizes.child:,} bytes, {link.parent} has {sizes.parent:,}"
-    elif target.no_gain:
-        limit = payoff.by_size(job, parent.artifact.stage, sizes)
-        pays, why = bool(limit), limit or f"is not faster on {target.name}: {target.no_gain}"
-    elif not target.is_here(here):
-        pays, why = True, f"its speed on {target.name} cannot be measured on this machine"
-    else:
-        kernels = "".join(f"; {note}" for note in link.facts.get("notes", [])[:1])
-        kernels += "; this CPU has no VNNI" if environment.int8_saturates(here) else ""
-        hint = f"{kernels} (--set least_speedup=0 keeps it all the same)"
-        pays, why = payoff.worth(job, store, parent.artifact, link.artifact, sizes=sizes, least=1.0, hint=hint)
+    advice, notes = " (--set least_speedup=0 keeps it all the same)", link.facts.get("notes", [])
+    pays, why = payoff.of_quantized(job, store, parent.artifact, link.artifact, notes, advice)
     if not pays:
         say(f"  {link.artifact.stage} is not kept: it {why}; what ships is {link.parent}")
     return replace(link, kept=pays, reason=f"{link.reason}; {why}" if pays else f"{why}; {link.reason}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from compress import environment, measuring, screen, stats
+from compress import environment, measuring, screen, stats, targets
 from compress.errors import Unmeasurable
 from compress.plan import Job, plugins_digest
 from compress.progress import say
@@ -101,3 +101,24 @@ def worth(
     slower = "is slower than" if found["high"] < 1 else "makes no difference in time to"
     wanted = f"is not {least:g} times as fast as" if least > 1 else slower
     return False, f"{wanted} {parent.stage}: {figures}{hint}"
+
+
+def of_quantized(
+    job: Job, store: Store, parent: Artifact, child: Artifact, notes: list[str], advice: str = ""
+) -> tuple[bool, str]:  # fmt: skip
+    """Whether a quantized file pays on the job's target, and the figures. One that is taken for its bytes alone has to
+    be smaller. `notes` of its kernels explain a refusal in time, which ends with `advice`.
+    """
+    assert job.quantizer
+    target, here = targets.find(job.recipe.target), environment.capture()
+    sizes = Sizes(parent=parent.size_bytes, child=child.size_bytes)
+    if getattr(job.quantizer.module, "FOR_BYTES", False):
+        return sizes.child < sizes.parent, f"has {sizes.child:,} bytes, {parent.stage} has {sizes.parent:,}"
+    if target.no_gain:
+        limit = by_size(job, parent.stage, sizes)
+        return bool(limit), limit or f"is not faster on {target.name}: {target.no_gain}"
+    if not target.is_here(here):
+        return True, f"its speed on {target.name} cannot be measured on this machine"
+    kernels = "".join(f"; {note}" for note in notes[:1])
+    kernels += "; this CPU has no VNNI" if environment.int8_saturates(here) else ""
+    return worth(job, store, parent, child, sizes=sizes, least=1.0, hint=kernels + advice)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import artifact_steps, evaluate, judge, ladder, plan, publish, training_steps
+from compress import artifact_steps, evaluate, judge, ladder, payoff, plan, publish, training_steps
 from compress.errors import InputRejected, UsageError
 from compress.plan import Job
 from compress.recipe import Recipe
@@ -24,8 +24,8 @@ QUANTIZED_OPERATORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """What was written, the float file that it came from, counts of both on the `report` split, the ladder, and what is
-    known of other CPUs.
+    """What was written, the float file that it came from, counts of both on the `report` split, the ladder, what is
+    known of other CPUs, and whether it pays, in words.
     """
 
     artifact: Artifact
@@ -34,6 +34,8 @@ class Quantized:
     rungs: list[dict[str, Any]]
     elsewhere: list[dict[str, Any]]
     lost_on_select_points: float
+    pays: bool
+    figures: str
 
 
 def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store) -> Quantized:
@@ -43,12 +45,15 @@ def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store
     Raises InputRejected for a file that is quantized already or whose preprocessing is unknown.
     """
     _refuse(found, recipe)
-    recipe = replace(recipe, teacher=(str(found.path),))
+    # a first look at its speed; `compress bench` takes longer
+    recipe = replace(recipe, teacher=(str(found.path),), tier="smoke")
     job = plan.make(recipe, plan.load_data(recipe, store))
     plan.warn_of_few_images(job)
     step = training_steps.teacher_step(job, store, 0)
     parent = artifact_steps.onnx_artifact(job, "float32", step.folder / "model.onnx", "float32", step.facts)
     artifact, rungs = _made(job, store, parent)
+    notes = artifact_steps.kernel_notes(artifact.path) if artifact.precision == "int8" else []
+    pays, figures = payoff.of_quantized(job, store, parent, artifact, notes)
     report = job.splits.report
     expected = artifact_steps.answers_step(job, store, parent, "ort_cpu", report)
     logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", report)
@@ -58,6 +63,7 @@ def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store
         artifact=replace(artifact, path=target), parent=parent, counts=counts, rungs=rungs,
         elsewhere=judge.elsewhere(job, store, [(artifact, parent)]),
         lost_on_select_points=evaluate.drop_points(judge.counts(job, store, artifact, parent, job.splits.select)),
+        pays=pays, figures=figures,
     )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ def top1(path: Path, splits: Splits) -> float:
 
 def test_a_file_of_ones_own_is_quantized_and_judged(model: Path, splits: Splits, store: Store) -> None:
     done = CliRunner().invoke(compress, ["quantize", str(model), "--data", "digits", "--max-drop", "3"])
+    assert "\nit pays: it is " in done.output or "\nit does not pay: it " in done.output
     print(done.output)
     assert done.exit_code == 0, done.exception
     target = model.with_suffix(".int8.onnx")

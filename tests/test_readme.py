@@ -25,6 +25,7 @@ COMMANDS = commands()
 READERS = [c for c in COMMANDS if c.split()[1] in ("list", "doctor", "verify", "eval", "bench", "report", "store")]
 RUNS = [c for c in COMMANDS if c.startswith("compress run")]
 QUANTIZES = [c for c in COMMANDS if c.startswith("compress quantize")]
+CONVERTS = [c for c in COMMANDS if c.startswith("compress convert")]
 
 
 def run(command: str, monkeypatch) -> int:
@@ -37,7 +38,8 @@ def run(command: str, monkeypatch) -> int:
 
 def test_every_command_is_known():
     assert len(READERS) >= 7 and len(RUNS) >= 3
-    assert set(COMMANDS) == {*READERS, *RUNS, *QUANTIZES, "make demo", "make test"} and QUANTIZES
+    assert set(COMMANDS) == {*READERS, *RUNS, *QUANTIZES, *CONVERTS, "make demo", "make test"}
+    assert QUANTIZES and CONVERTS
 
 
 @pytest.mark.slow
@@ -57,6 +59,17 @@ def test_a_file_is_quantized(command, monkeypatch, tmp_path, capsys):
     here = command.replace("model.onnx", "models/digits-mobilenet/student.onnx").replace("PHOTOS", "digits")
     assert run(f"{here} --out {tmp_path / 'out.onnx'}", monkeypatch) == 0
     assert (tmp_path / "out.onnx").exists() and "report images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", CONVERTS)
+def test_files_are_converted(command, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("MNN")
+    monkeypatch.setenv("COMPRESS_STORE", str(tmp_path / "store"))
+    assert run(command.replace("--out app", f"--out {tmp_path / 'app'}"), monkeypatch) == 0
+    runtimes = command.partition("--to ")[2].split()[0].split(",")
+    assert all((tmp_path / "app" / name / "example.py").exists() for name in runtimes)
+    assert capsys.readouterr().out.count("ok ") == len(runtimes)
 
 
 @pytest.mark.parametrize("command", RUNS)

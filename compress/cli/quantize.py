@@ -58,6 +58,7 @@ def command(
         f"{written}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
         f"{counts['correct'] / counts['n']:.2%} of {counts['n']} report images, {fmt.points_interval(measured(*lost))}"
     )
+    click.echo(f"it {'pays' if done.pays else 'does not pay'}: it {done.figures}")
     if done.lost_on_select_points > recipe.max_drop:
         click.echo(
             f"warning: it loses {done.lost_on_select_points:.2f} points on the select images, allowed were "
