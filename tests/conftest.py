@@ -9,8 +9,9 @@ import pytest
 from compress import bench
 
 LONGEST = (
-    "test_pipeline", "test_convert", "test_screen", "test_nets_mobile", "test_arm64_emulated", "test_rebuilt", "test_pruning_steps", "test_prune", "test_schedules",
-    "test_quantize", "test_export", "test_soft_tree", "test_transfer", "test_resume", "test_readme",
+    "test_pipeline", "test_convert", "test_screen", "test_nets_mobile", "test_arm64_emulated", "test_rebuilt",
+    "test_pruning_steps", "test_prune", "test_schedules", "test_quantize", "test_export", "test_soft_tree",
+    "test_transfer", "test_resume", "test_readme",
 )  # fmt: skip
 
 
