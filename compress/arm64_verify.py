@@ -69,6 +69,8 @@ def _of_kit(folder: Path) -> dict[str, Any]:
     versions = read_json(folder / "versions.json")
     try:
         paths = {entry["file"]: folder / entry["file"] for entry in versions["files"]}
+        if any(Path(name).name != name for name in paths):
+            raise InputRejected(f"{folder / 'versions.json'} names files elsewhere", hint="convert it again")
         for entry in versions["files"]:
             if not paths[entry["file"]].is_file() or file_digest(paths[entry["file"]]) != entry["sha256"]:
                 raise InputRejected(f"{paths[entry['file']]} is not the file of versions.json", hint="convert it again")

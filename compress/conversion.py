@@ -6,6 +6,7 @@ into, no network where the system allows that, a home of its own, a `pip` that f
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from compress.child import CONVERTER, ChildFailed, readable, run_child, workspac
 from compress.environment import versions
 from compress.errors import Unmeasurable
 from compress.progress import say
-from compress.store import Step, Store, file_digest, folder_digest
+from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
 VERSIONS = {"convert": 1}
@@ -45,10 +46,8 @@ def converted(
     if artifact.precision not in module.TOLERANCE:
         can = ", ".join(module.TOLERANCE)
         raise Unmeasurable(f"{runtime} takes no {artifact.precision} file; it takes {can}")
-    reason = bench.runtime_state(runtime, store.root / "scratch", plugins)["unavailable"]
-    if reason:
-        raise Unmeasurable(reason)
     if not converts(runtime, plugins):
+        _refuse_missing(store, runtime, plugins)
         return artifact, {}
     step = _step(store, artifact, runtime, module.FORMAT, plugins)
     facts = step.facts
@@ -57,6 +56,12 @@ def converted(
         size_bytes=facts["size_bytes"],
     )  # fmt: skip
     return made, facts
+
+
+def _refuse_missing(store: Store, runtime: str, plugins: tuple[Path, ...]) -> None:
+    reason = bench.runtime_state(runtime, store.root / "scratch", plugins)["unavailable"]
+    if reason:
+        raise Unmeasurable(reason)
 
 
 def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: tuple[Path, ...]) -> Step:
@@ -70,9 +75,11 @@ def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: 
     }
 
     def make(folder: Path) -> dict[str, Any]:
+        _refuse_missing(store, runtime, plugins)
         say(f"  converting {artifact.stage} to {format} for {runtime}")
         with workspace(store.root / "scratch") as work:
             facts = _in_child(artifact, adapter, work, plugins)
+            shutil.rmtree(folder / "made", ignore_errors=True)  # of a process that was killed before it was done
             (work / "files").replace(folder / "made")
         made = sorted(path for path in (folder / "made").rglob("*") if path.is_file())
         if not made:
@@ -124,7 +131,7 @@ def _watch(work: Path) -> Callable[[int], None]:
         memory = _resident_bytes(pid)
         if memory > MEMORY_BYTES:
             raise ChildFailed(f"it took {memory / 1e9:.1f} GB of memory, allowed are {MEMORY_BYTES / 1e9:.1f}; stopped")
-        filled = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        filled = bytes_in(work)
         if filled > FOLDER_BYTES:
             raise ChildFailed(f"it wrote {filled / 1e9:.1f} GB, allowed are {FOLDER_BYTES / 1e9:.1f}; stopped")
 

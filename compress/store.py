@@ -7,6 +7,7 @@ Place: `$COMPRESS_STORE`, else `$XDG_CACHE_HOME/compress`, else `~/.cache/compre
 (default 20): the least recently used finished steps go first.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -203,7 +204,7 @@ class Store:
         for folder in (p for place in ("steps", "data", "answers") for p in (self.root / place).glob("*")):
             manifest = folder / "manifest.json"
             used = _time_of(manifest) or _time_of(folder)
-            found.append((folder, _bytes_in(folder), used, manifest.exists() or folder.parent.name == "data"))
+            found.append((folder, bytes_in(folder), used, manifest.exists() or folder.parent.name == "data"))
         return sorted(found, key=lambda row: -row[2])
 
     def trim(self, keep: Path | None = None) -> list[Path]:
@@ -242,13 +243,13 @@ def _time_of(path: Path) -> float:
         return 0.0
 
 
-def _bytes_in(folder: Path) -> int:
+def bytes_in(folder: Path) -> int:
+    """What the files below a folder take of the disk, some of which may vanish meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_blocks * 512 if path.is_file() else 0  # kept answers are sparse files
-        except FileNotFoundError:
-            continue
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512  # kept answers are sparse files
     return total
 
 

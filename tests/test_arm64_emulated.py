@@ -170,6 +170,14 @@ def test_wrong_answers_on_arm_are_a_failure(kit, tmp_path):
         arm64_verify.verify(tmp_path, kit, tmp_path / "s")
 
 
+def test_names_that_lead_elsewhere_are_refused(kit, tmp_path):
+    entry = {"file": "../model.onnx", "sha256": ""}
+    facts = {"runtime": "ort_cpu", "source": {"precision": "float32"}, "files": [entry]}
+    (tmp_path / "versions.json").write_text(json.dumps(facts))
+    with pytest.raises(InputRejected, match="names files elsewhere"):
+        arm64_verify.verify(tmp_path, kit, tmp_path / "s")
+
+
 def test_a_folder_with_nothing_to_ask(kit, tmp_path):
     with pytest.raises(InputRejected, match="holds nothing that the ARM kit can run"):
         arm64_verify.verify(tmp_path, kit, tmp_path / "s")

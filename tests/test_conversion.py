@@ -113,6 +113,14 @@ def test_a_converter_that_misbehaves_is_a_reason(store, artifact, tmp_path, monk
     assert not list((store.root / "steps").rglob("manifest.json"))
 
 
+def test_a_conversion_that_was_killed_is_made_again(store, artifact, tmp_path):
+    given = plugin(tmp_path, "made.write_bytes(b'x')")
+    made, _ = conversion.converted(store, artifact, "made_up", given)
+    (made.path.parent / "manifest.json").unlink()  # what a kill between the files and the manifest leaves
+    again, _ = conversion.converted(store, artifact, "made_up", given)
+    assert again == made and (again.path / "model.made").read_bytes() == b"x"
+
+
 def test_a_converter_writes_nowhere_else(store, artifact, tmp_path):
     outside = tmp_path / "outside"
     given = plugin(tmp_path, f"made.write_bytes(b'x')\n    open({str(outside)!r}, 'w').write('x')")
