@@ -4,11 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from compress import artifact_steps, bench, catalog, files, kit, plan, runtime_files
 from compress.errors import UsageError
-from compress.publish import GOLDEN_IMAGES
+from compress.publish import golden_index
 from compress.recipe import Recipe
 from compress.runtime_files import Offer
 from compress.store import Store
@@ -45,8 +43,7 @@ def convert_file(
     job = plan.make(dataclasses.replace(recipe, teacher=(str(artifact.path),)), splits)
     names = artifact.class_names or splits.report.class_names
     artifact = dataclasses.replace(artifact, class_names=names)
-    chosen = np.unique(np.linspace(0, len(splits.report.labels) - 1, GOLDEN_IMAGES).astype(int))
-    images = splits.report.images[chosen]
+    images = splits.report.images[golden_index(splits.report)]
     done = []
     for runtime in runtimes:
         offer = runtime_files.offer(job, store, artifact, runtime)

@@ -38,7 +38,7 @@ _READ_ME = """# {stage} for {runtime}
 | | |
 | --- | --- |
 | files | {files} |
-| input | float32 `[1, {channels}, {height}, {width}]`, {colour}, values in 0 to 1; the network normalises by itself |
+| input | float32 `[1, {channels}, {height}, {width}]`, {colour}, values in 0 to 1, as the ONNX file takes them |
 | output | logits, one for each of the {classes} classes of `labels.json`{output} |
 | made from | `{source}`, sha256 `{digest}` |
 | made with | {tools} |

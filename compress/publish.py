@@ -219,8 +219,13 @@ def write_artifact(path: Path, artifact: Artifact, dataset: Dataset, logits: np.
     from compress.export import golden_path, write_golden
 
     write_atomic(path, artifact.path.read_bytes())
-    chosen = np.unique(np.linspace(0, len(dataset.labels) - 1, GOLDEN_IMAGES).astype(int))
+    chosen = golden_index(dataset)
     write_golden(golden_path(path), dataset.images[chosen], logits[chosen])
+
+
+def golden_index(dataset: Dataset) -> np.ndarray:
+    """Which images of a split become golden samples: evenly over its order, and so over its classes."""
+    return np.unique(np.linspace(0, len(dataset.labels) - 1, GOLDEN_IMAGES).astype(int))
 
 
 def _write_raw(path: Path, raw: dict[str, Measurement]) -> None:
