@@ -19,9 +19,12 @@ from typing import Any
 
 WORKER = Path(__file__).with_name("worker.py")
 CONVERTER = Path(__file__).with_name("converter.py")
-# What a child may know of this environment: nothing that holds credentials.
 LOOK_EVERY_MS = 500
-PASSED_ON = frozenset("PATH HOME LANG LC_ALL LD_LIBRARY_PATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES CUDA_PATH".split())
+# What a child may know of this environment: nothing that holds credentials.
+PASSED_ON = frozenset(
+    "PATH HOME LANG LC_ALL LD_LIBRARY_PATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES CUDA_PATH COMPRESS_STORE COMPRESS_WEB_KIT "
+    "XDG_CACHE_HOME".split()
+)
 
 
 class ChildFailed(Exception):

@@ -36,7 +36,8 @@ def convert_file(
     the data. Raises UsageError for an unknown runtime, or one that has nothing to give.
     """
     for runtime in runtimes:
-        if not hasattr(catalog.load("runtimes", runtime).module, "SNIPPET"):
+        module = catalog.load("runtimes", runtime).module
+        if not (hasattr(module, "SNIPPET") or hasattr(module, "SCRIPT")):
             raise UsageError(f"there is no file to give for {runtime}", hint="see `compress list runtimes`")
     splits = plan.load_data(recipe, store)
     files.refuse_other_classes(artifact, artifact.path, splits.report)

@@ -33,6 +33,28 @@ print(f"{{labels[answer]}} (expected: {{labels[expected]}})")
 sys.exit(answer != expected)
 '''
 
+# The same in Node; `sample.json` holds the first golden sample, for JavaScript reads no .npz.
+_SCRIPT = """// One golden sample through the model: prints the answer, and what it should be.
+import {{ readFileSync }} from "node:fs";
+{imports}
+
+const here = (name) => new URL(name, import.meta.url);
+const labels = JSON.parse(readFileSync(here("labels.json"), "utf8"));
+const sample = JSON.parse(readFileSync(here("sample.json"), "utf8"));
+const model = readFileSync(here("model.onnx"));
+// [channels][height][width] in 0 to 255, RGB or grey, one row after another, becomes float32 [1, C, H, W] in [0,1]
+const shape = sample.shape;
+const image = Float32Array.from(sample.image, (value) => value / 255);
+
+{snippet}
+
+const highest = (values) => values.indexOf(Math.max(...values));
+const answer = highest(Array.from(logits));
+const expected = highest(sample.logits);
+console.log(`${{labels[answer]}} (expected: ${{labels[expected]}})`);
+process.exit(answer === expected ? 0 : 1);
+"""
+
 _READ_ME = """# {stage} for {runtime}
 
 | | |
@@ -44,8 +66,8 @@ _READ_ME = """# {stage} for {runtime}
 | made with | {tools} |
 | checked | {gate} |
 
-`python example.py` asks the first of the golden samples (`golden.npz`: `images` uint8 `[N,H,W,C]`, `logits` float32
-`[N,K]`, as {runtime} {version} gave them). It needs numpy and `pip install '{requires}'`.
+`{run}` asks the first of the golden samples (`golden.npz`: `images` uint8 `[N,H,W,C]`, `logits` float32
+`[N,K]`, as {runtime} {version} gave them). It needs {needs}.
 
 How a photo becomes an input is in `preprocessing.json`; the same steps, in the same order, belong into the app. Let
 the app's tests ask the golden samples too: they find a swapped channel or another scale at once.
@@ -75,7 +97,7 @@ def write(
     channels, height, width = artifact.input_shape
     write_json(new / "labels.json", list(artifact.class_names))
     write_json(new / "preprocessing.json", {**PREPROCESSING, "size": [height, width], "channels": channels})
-    write_atomic(new / "example.py", _EXAMPLE.format(snippet=module.SNIPPET.strip()).encode())
+    run, needs = _example(new, module, images[:1], logits[0])
     tools = {**conversion.get("tools", {}), runtime: version}
     write_json(
         new / "versions.json",
@@ -90,12 +112,28 @@ def write(
         channels=channels, height=height, width=width, colour="RGB" if channels == 3 else "grey",
         classes=len(artifact.class_names), output=getattr(module, "OUTPUT", ""), source=source.path.name,
         digest=source.digest, tools=", ".join(f"{name} {of}" for name, of in sorted(tools.items())),
-        gate=_checked(gate), version=version, requires=module.REQUIRES,
+        gate=_checked(gate), version=version, run=run, needs=needs,
         notes="".join(f"\n- {note}" for note in conversion.get("notes", [])) + "\n",
     )  # fmt: skip
     write_atomic(new / "README.md", text.encode())
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
+
+
+def _example(folder: Path, module: Any, image: np.ndarray, logits: np.ndarray) -> tuple[str, str]:
+    """Writes the runtime's example; returns the command that runs it, and what that needs."""
+    if not hasattr(module, "SCRIPT"):
+        write_atomic(folder / "example.py", _EXAMPLE.format(snippet=module.SNIPPET.strip()).encode())
+        return "python example.py", f"numpy and `pip install '{module.REQUIRES}'`"
+    lines = module.SCRIPT.strip().splitlines()
+    imports = [line for line in lines if line.startswith("import ")]
+    rest = "\n".join(line for line in lines if line not in imports).strip()
+    text = _SCRIPT.format(imports="\n".join(imports), snippet=rest)
+    write_atomic(folder / "example.mjs", text.encode())
+    pixels = image.transpose(0, 3, 1, 2)
+    sample = {"shape": list(pixels.shape), "image": pixels.ravel().tolist(), "logits": logits.tolist()}
+    write_json(folder / "sample.json", sample)
+    return "node example.mjs", f"Node 18 or newer and `npm install '{module.REQUIRES}'`"
 
 
 def _checked(gate: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -90,24 +90,40 @@ def draw(pool: np.ndarray, batch: int, seed: list[int]) -> Iterator[np.ndarray]:
         yield to_inputs(pool[generator.integers(0, len(pool), size=batch)])
 
 
+def timer(adapter: ModuleType) -> Callable[[Any, np.ndarray], tuple[int, int]]:
+    """How an inference is timed, in ns, and how much of that copies to and from a device took: by the adapter itself
+    where the work is done elsewhere, in another process or on a GPU.
+    """
+    if hasattr(adapter, "timed"):
+        return adapter.timed
+
+    def timed(session: Any, inputs: np.ndarray) -> tuple[int, int]:
+        start = time.perf_counter_ns()
+        adapter.run(session, inputs)
+        return time.perf_counter_ns() - start, 0
+
+    return timed
+
+
 def repeat(
     adapter: ModuleType, session: Any, queries: Iterator[np.ndarray], runs: int, seconds: float
-) -> tuple[list[int], int]:
-    """(wall times, total CPU time) in ns of single inferences, until both `runs` and `seconds` are reached.
-
-    Making the input lies outside both clocks.
+) -> tuple[list[int], list[int], int]:
+    """(wall times, times of copies, total CPU time) in ns of single inferences, until both `runs` and `seconds` are
+    reached. Making the input lies outside all clocks.
     """
     samples: list[int] = []
+    transfers: list[int] = []
     cpu_ns = 0
+    timed = timer(adapter)
     end = time.perf_counter_ns() + int(seconds * 1e9)
     while len(samples) < runs or time.perf_counter_ns() < end:
         inputs = next(queries)
         cpu_start = time.process_time_ns()
-        wall_start = time.perf_counter_ns()
-        adapter.run(session, inputs)
-        samples.append(time.perf_counter_ns() - wall_start)
+        elapsed, copied = timed(session, inputs)
+        samples.append(elapsed)
+        transfers.append(copied)
         cpu_ns += time.process_time_ns() - cpu_start
-    return samples, cpu_ns
+    return samples, transfers, cpu_ns
 
 
 def is_steady(warmup_ns: list[int]) -> bool:
@@ -119,14 +135,48 @@ def is_steady(warmup_ns: list[int]) -> bool:
     return abs(last - previous) <= STEADY_SHARE * previous
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held; 0 where the system does not say.
+def started() -> list[Path]:
+    """The folders in /proc of the processes that this one started, if any: a browser, say. Only a child of the
+    benchmark is the head of its session, where they all are.
+    """
+    own = os.getpid()
+    if os.getsid(0) != own:
+        return []
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _stat(folder)
+        if fields and int(fields[3]) == own and folder.name != str(own):
+            found.append(folder)
+    return found
+
+
+def _stat(folder: Path) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; the name before it may hold anything. Empty when it ended."""
+    try:
+        return (folder / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def cpu_ns_of(folders: list[Path]) -> int:
+    """CPU time of these processes, in steps of the system's clock tick (10 ms)."""
+    ticks = sum(int(fields[11]) + int(fields[12]) for fields in map(_stat, folders) if fields)
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def peak_rss_bytes(folders: Sequence[Path] = ()) -> int:
+    """The most memory that this process has held, and each of `folders` in /proc; 0 where the system does not say.
 
     Not `ru_maxrss`: Linux carries that over from the parent through fork and exec.
     """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    total = 0
+    for folder in (Path("/proc/self"), *folders):
+        try:
+            lines = (folder / "status").read_text().splitlines()
+        except OSError:
+            continue
+        total += next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return total
 
 
 def latency(spec: dict[str, Any]) -> dict[str, Any]:
@@ -139,20 +189,24 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     with stage("first_inference", facts):
         adapter.run(session, first)
     with stage("warmup", {}):
-        warmup_ns, _ = repeat(adapter, session, queries, spec["warmup_runs"], spec["warmup_s"])
+        warmup_ns, *_ = repeat(adapter, session, queries, spec["warmup_runs"], spec["warmup_s"])
     gc.disable()
+    others = started()
+    others_cpu_ns = cpu_ns_of(others)
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     with stage("block", facts):
-        samples_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"])
+        samples_ns, transfers_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"])
+    cpu_ns += cpu_ns_of(others) - others_cpu_ns
     return {
         **facts,
         "warmup_ns": warmup_ns[:WARMUP_KEPT],
         "steady": is_steady(warmup_ns),
         "samples_ns": samples_ns,
+        "transfer_ns": statistics.median(transfers_ns),
         "cpu_ns_per_inference": cpu_ns / len(samples_ns),
         "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
         "empty_rss_bytes": empty_rss_bytes,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(others),
     }
 
 

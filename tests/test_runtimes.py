@@ -1,6 +1,7 @@
 """The contract of every runtime adapter, and what each promises of its own."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -54,7 +55,9 @@ def test_adapter_says_why_it_cannot_be_used(name, tmp_path):
     spec = {"mode": "probe", "adapter": str(bench.runtime_file(name))}
     state = child.run_child(spec, tmp_path, 60, ())
     assert state["format"] == catalog.load("runtimes", name).module.FORMAT
-    assert state["unavailable"] == "" or "pip install" in state["unavailable"]
+    assert state["unavailable"] == "" or re.search(
+        "pip install|compress kit|install your|install Node", state["unavailable"]
+    )
 
 
 def test_missing_library_is_a_reason(monkeypatch):
@@ -111,13 +114,55 @@ def test_cuda_never_runs_on_the_cpu_in_silence(monkeypatch, providers):
             cuda.open_session("model.onnx", 1)
 
 
-def test_torch_eager_answers_as_the_network_does(tmp_path):
+def test_copies_to_the_gpu_are_told_apart(monkeypatch):
+    binding = SimpleNamespace(
+        bind_ortvalue_input=lambda name, value: asked.append(value), bind_output=lambda name, device, number: None,
+        synchronize_inputs=lambda: None, synchronize_outputs=lambda: None,
+        copy_outputs_to_cpu=lambda: [np.ones((1, 3), np.float32)],
+    )  # fmt: skip
+    asked: list = []
+    session = SimpleNamespace(
+        io_binding=lambda: binding, get_inputs=lambda: [SimpleNamespace(name="input")],
+        get_outputs=lambda: [SimpleNamespace(name="logits")], run_with_iobinding=lambda given: asked.append("ran"),
+    )  # fmt: skip
+    value = SimpleNamespace(ortvalue_from_numpy=lambda array, device, number: (device, array.shape))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(OrtValue=value))
+    for name in ("ort_cuda", "ort_tensorrt"):
+        module = catalog.load("runtimes", name).module
+        clock = iter([0, 10, 110, 130])
+        monkeypatch.setattr(module.time, "perf_counter_ns", lambda clock=clock: next(clock))
+        assert module.timed(session, np.zeros((1, 3, 8, 8), np.float32)) == (130, 30)
+        assert asked == [("cuda", (1, 3, 8, 8)), "ran"]
+        asked.clear()
+
+
+def test_torch_on_a_gpu_says_what_is_missing(monkeypatch):
     torch = pytest.importorskip("torch")
+    for name in ("torch_cuda", "torch_cuda_graph"):
+        module = catalog.load("runtimes", name).module
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "no CUDA device" in module.unavailable()
+        monkeypatch.setattr(torch.version, "cuda", None)
+        assert "built without CUDA" in module.unavailable()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["torch_eager", pytest.param("torch_compiled", marks=pytest.mark.slow)])
+def test_torch_answers_as_the_network_does(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    if reason := catalog.load("runtimes", name).module.unavailable():
+        pytest.skip(reason)
     from compress import network
     from compress.types import Artifact
 
+    # every fused group of operators is a C++ file to compile
     net = network.build(
-        "resnet20", class_names=("a", "b", "c"), input_shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1
+        "mlp" if name == "torch_compiled" else "resnet20",
+        class_names=("a", "b", "c"),
+        input_shape=(3, 8, 8),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        seed=1,
     ).eval()
     network.save(net, tmp_path / "net")
     artifact = Artifact(
@@ -132,11 +177,12 @@ def test_torch_eager_answers_as_the_network_does(tmp_path):
         input_shape=(3, 8, 8),
         class_names=("a", "b", "c"),
     )
+    # two shapes: 64 images at once, and what is left
     images = np.random.default_rng(0).integers(0, 256, size=(70, 8, 8, 3), dtype=np.uint8)
-    logits = bench.answers(artifact, "torch_eager", images, threads=1, scratch=tmp_path / "s")
+    logits = bench.answers(artifact, name, images, threads=1, scratch=tmp_path / "s")
     with torch.no_grad():
         expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)).numpy()
-    tolerance = catalog.load("runtimes", "torch_eager").module.TOLERANCE["float32"] * np.ptp(expected)
+    tolerance = catalog.load("runtimes", name).module.TOLERANCE["float32"] * np.ptp(expected)
     assert np.abs(logits - expected).max() <= tolerance
     # What the tolerance is there to catch: images in another order, or inputs that were not scaled to [0,1].
     assert np.abs(np.roll(logits, 1, axis=0) - expected).max() > tolerance
