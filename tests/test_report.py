@@ -335,6 +335,18 @@ def test_short_tier_is_stamped_everywhere(facts):
     assert "quick tier" in markdown.render(document) and "quick tier" in report.summary(document)
 
 
+def test_copies_to_a_device_are_shown_where_there_are_any(facts):
+    assert "of which copies" not in html.render(report.document_of(facts))
+    facts = copy.deepcopy(facts)
+    first = facts["measurements"][0]
+    for visit in first["visits"]:
+        visit["transfer_ns"] = 230_000
+    document = report.document_of(facts)
+    assert document["derived"]["cells"][0]["transfer_ns"]["value"] == 230_000
+    page = html.render(document)
+    assert "of which copies" in page and "230 µs" in page
+
+
 def test_stages_name_their_cost_and_whether_they_paid(document):
     stages = {s["stage"]: s for s in document["derived"]["stages"]}
     assert [s["paid"] for s in stages.values()] == ["", "paid", "not kept", "paid"]

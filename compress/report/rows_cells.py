@@ -102,7 +102,9 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
     }
 
 
-_PER_VISIT = ("import_ns", "load_ns", "first_inference_ns", "cpu_ns_per_inference", "peak_rss_bytes")
+_PER_VISIT = (
+    "import_ns", "load_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference", "peak_rss_bytes"
+)  # fmt: skip
 
 
 def _no_numbers(reason: str) -> dict[str, Any]:

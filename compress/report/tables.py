@@ -114,16 +114,18 @@ def _accuracy_cells(judged: dict[str, Any] | None) -> tuple[Markup, Markup]:
 
 
 def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
-    """One row a measured cell: tail, start-up, CPU time, memory and throughput."""
-    heads = ("stage, runtime", "p90", "p95", "p99", "first inference", "load", "CPU time per query",
-             "peak memory", "throughput", "arithmetic", "rounds, queries")  # fmt: skip
+    """One row a measured cell: tail, start-up, CPU time, memory and throughput; copies where there is a device."""
+    cells = document["derived"]["cells"]
+    copies = ["transfer_ns"] if any(cell["transfer_ns"]["value"] for cell in cells) else []
+    heads = ("stage, runtime", "p90", "p95", "p99", *("of which copies" for _ in copies), "first inference", "load",
+             "CPU time per query", "peak memory", "throughput", "arithmetic", "rounds, queries")  # fmt: skip
     rows = []
-    for cell in document["derived"]["cells"]:
+    for cell in cells:
         if cell["latency_ns"]["value"] is None:
             rows.append(_failed_row(cell, len(heads) - 1, document, labels))
             continue
         of_time = [*cell["percentiles_ns"].values()]
-        of_time += [cell[k] for k in ("first_inference_ns", "load_ns", "cpu_ns_per_inference")]
+        of_time += [cell[k] for k in (*copies, "first_inference_ns", "load_ns", "cpu_ns_per_inference")]
         rows.append(
             element(
                 "tr",
