@@ -344,7 +344,7 @@ def test_copies_to_a_device_are_shown_where_there_are_any(facts):
     document = report.document_of(facts)
     assert document["derived"]["cells"][0]["transfer_ns"]["value"] == 230_000
     page = html.render(document)
-    assert "of which copies" in page and "230 µs" in page
+    assert "of which copies" in page and "0.230 ms" in page
 
 
 def test_stages_name_their_cost_and_whether_they_paid(document):

@@ -42,8 +42,8 @@ def compress() -> None:
     compress run --data PHOTOS --teacher resnet56 --teacher-checkpoint FILE --student mobilenet
     compress verify models/RUN
 
-    Exit codes: 0 done, 1 failure, 2 usage, 4 nothing could be measured, 5 input rejected, 130 and 143 interrupted
-    (the same command goes on).
+    Exit codes: 0 done, 1 failure, 2 usage, 3 a limit of `compress gate` failed, 4 what was needed could not be
+    measured, 5 input rejected, 130 and 143 interrupted (the same command goes on).
     """
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from compress import stats, units
 from compress.errors import UsageError
 from compress.report import format as fmt
-from compress.report.estimates import measured, missing
+from compress.report.estimates import Estimate, measured, missing
 from compress.report.rows_stages import artifact_at
 
 
@@ -18,8 +18,8 @@ def limit_gates(facts: dict[str, Any], cell: dict[str, Any] | None) -> list[dict
         latency = _limit(facts, "max_latency", units.latency_ns)
     except UsageError as error:
         raise ValueError(error.message) from error
-    gates = [_size_gate(facts, size)] if size else []
-    return gates + ([_latency_gate(cell, latency)] if latency else [])
+    gates = [size_gate(facts, size)] if size else []
+    return gates + ([latency_gate(cell, latency)] if latency else [])
 
 
 def limit_sentence(gates: list[dict[str, str]]) -> str:
@@ -34,7 +34,8 @@ def _limit(facts: dict[str, Any], key: str, parse: Any) -> float:
     return parse(str(text), f"`{key}`") if text else 0.0
 
 
-def _size_gate(facts: dict[str, Any], limit: float) -> dict[str, str]:
+def size_gate(facts: dict[str, Any], limit: float) -> dict[str, str]:
+    """Whether the shipped file has at most `limit` bytes."""
     artifact = artifact_at(facts, facts["shipped"])
     words = f"at most {fmt.size(limit)}"
     if artifact is None or not artifact["size_bytes"]:
@@ -43,16 +44,21 @@ def _size_gate(facts: dict[str, Any], limit: float) -> dict[str, str]:
     return {"name": "max_size", "limit": words, "value": fmt.size(artifact["size_bytes"]), "status": status}
 
 
-def _latency_gate(cell: dict[str, Any] | None, limit: float) -> dict[str, str]:
+def latency_gate(cell: dict[str, Any] | None, limit: float) -> dict[str, str]:
+    """Whether the whole interval of the cell's median is at most `limit` ns, or wholly above."""
     words = f"at most {fmt.latency(limit)} by the upper end of the interval"
     if cell is None or cell["latency_ns"]["value"] is None:
         why = cell["latency_ns"]["reason"] if cell else "the shipped artifact was not timed"
         return {"name": "max_latency", "limit": words, "value": fmt.absent(why), "status": "inconclusive"}
     estimate = cell["latency_ns"]
-    low, high = (estimate["value"] if estimate[end] is None else estimate[end] for end in ("low", "high"))
-    status = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
     value = f"{fmt.latency_interval(estimate)} in {cell['runtime']}"
-    return {"name": "max_latency", "limit": words, "value": value, "status": status}
+    return {"name": "max_latency", "limit": words, "value": value, "status": side(estimate, limit)}
+
+
+def side(estimate: Estimate, limit: float) -> str:
+    """`pass` when the whole interval is at most `limit`, `fail` when it is wholly above, else `inconclusive`."""
+    low, high = (estimate["value"] if estimate[end] is None else estimate[end] for end in ("low", "high"))
+    return "pass" if high <= limit else "fail" if low > limit else "inconclusive"
 
 
 def choice_rows(facts: dict[str, Any]) -> list[dict[str, Any]] | None:
