@@ -98,7 +98,7 @@ def measure(
                 continue
             spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number]}
             try:
-                visit = _visit(spec, work, timeout_s or _start_allowance_s(cell.runtime, plugins) + timed_s, plugins)
+                visit = _visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:
                 failures[cell.name] = readable(failure, spec["model"], cell.artifact.path)
                 continue
@@ -148,9 +148,9 @@ def answers_and_facts(
         raise Unmeasurable(f"no image to ask {artifact.path} about", hint="name a data set with at least one image")
     _check_shape(artifact, images)
     with workspace(scratch) as work:
-        reason = _unusable(runtime, artifact.format, work, plugins)
-        if reason:
-            raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {reason}")
+        state = _state(runtime, artifact.format, work, plugins)
+        if state["unavailable"]:
+            raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {state['unavailable']}")
         copy = private_copy(artifact, work / "model")
         np.save(work / "images.npy", images)
         spec = _spec("answers", runtime, copy, threads, plugins) | {
@@ -160,7 +160,7 @@ def answers_and_facts(
         }
         try:
             with Progress(f"{artifact.stage} in {runtime}", len(images), "images") as bar:
-                allowed_s = timeout_s or _start_allowance_s(runtime, plugins) + 0.5 * len(images)
+                allowed_s = timeout_s or state["start_allowance_s"] + 0.5 * len(images)
                 facts = run_child(spec, work, allowed_s, plugins, bar.to)
         except ChildFailed as failure:
             text = readable(failure, str(copy), artifact.path)
@@ -185,7 +185,7 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
     """
     _check_file(path)
     with workspace(scratch) as work:
-        reason = _unusable("ort_cpu", "onnx", work, ())
+        reason = _state("ort_cpu", "onnx", work, ())["unavailable"]
         if reason:
             raise Unmeasurable(f"cannot inspect {path}: {reason}")
         (work / "model").mkdir()
@@ -229,12 +229,13 @@ def _prepare(
     failures |= {cell.name: cell.refused for cell in cells if cell.refused}
     cells = [cell for cell in cells if not cell.refused]
     kinds = dict.fromkeys((cell.runtime, cell.artifact.format) for cell in cells)
-    reasons = {kind: _unusable(*kind, work, plugins) for kind in kinds}
+    states = {kind: _state(*kind, work, plugins) for kind in kinds}
     specs: dict[str, dict[str, Any]] = {}
     for index, cell in enumerate(cells):
         try:
             _check_shape(cell.artifact, images)
-            reason = reasons[cell.runtime, cell.artifact.format]
+            state = states[cell.runtime, cell.artifact.format]
+            reason = state["unavailable"]
             copy = private_copy(cell.artifact, work / f"model{index}")
         except InputRejected as error:
             reason, copy = error.message, Path()
@@ -244,6 +245,7 @@ def _prepare(
         specs[cell.name] = _spec("latency", cell.runtime, copy, cell.threads, plugins) | {
             "images": str(work / "images.npy"),
             "batch": cell.batch,
+            "start_allowance_s": state["start_allowance_s"],
         }
     return specs
 
@@ -253,16 +255,16 @@ def _spec(mode: str, runtime: str, model: Path, threads: int, plugins: tuple[Pat
     return {"mode": mode, "adapter": str(adapter), "model": str(model), "threads": threads}
 
 
-def _start_allowance_s(runtime: str, plugins: tuple[Path, ...]) -> float:
-    """For loading and the first inference; a runtime that compiles then asks for more."""
-    return getattr(catalog.load("runtimes", runtime, plugins).module, "START_ALLOWANCE_S", START_ALLOWANCE_S)
-
-
 def _visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
     throttled = environment.throttled_periods()
-    load = environment.load_average()
+    load, (stolen, ticks) = environment.load_average(), environment.cpu_ticks()
     visit = run_child(spec, work, timeout_s, plugins)
-    return visit | {"load_average": load, "throttled_periods": environment.throttled_periods() - throttled}
+    stolen_after, ticks_after = environment.cpu_ticks()
+    return visit | {
+        "load_average": load,
+        "throttled_periods": environment.throttled_periods() - throttled,
+        "steal_fraction": (stolen_after - stolen) / max(1, ticks_after - ticks),
+    }
 
 
 def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Measurement:
@@ -279,16 +281,18 @@ def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Meas
     )
 
 
-def _unusable(runtime: str, format: str, work: Path, plugins: tuple[Path, ...]) -> str:
-    """Why `runtime` cannot run an artifact of `format` here; asked in a child, for it may import the runtime."""
+def _state(runtime: str, format: str, work: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    """`unavailable`: why `runtime` cannot run an artifact of `format` here, or ""; `start_allowance_s`. Asked in a
+    child, for it may import the runtime.
+    """
     spec = {"mode": "probe", "adapter": str(runtime_file(runtime, plugins))}
     try:
         state = run_child(spec, work, START_ALLOWANCE_S, plugins)
     except ChildFailed as failure:
-        return str(failure)
+        return {"unavailable": str(failure), "start_allowance_s": 0.0}
     if state["format"] != format:
-        return f"{runtime} reads {state['format']} artifacts, this one is {format}"
-    return state["unavailable"]
+        state["unavailable"] = f"{runtime} reads {state['format']} artifacts, this one is {format}"
+    return state
 
 
 def _check_shape(artifact: Artifact, images: np.ndarray) -> None:

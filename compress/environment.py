@@ -140,6 +140,16 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
+def cpu_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
+    """(ticks that the hypervisor gave to others while this machine wanted to run, all ticks) so far, of all cores."""
+    fields = _read(stat).partition("\n")[0].split()
+    if len(fields) < 9 or fields[0] != "cpu":
+        return 0, 0
+    # user and nice hold the guests' time already
+    ticks = [int(field) for field in fields[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def load_average() -> float:
     """Processes that were runnable over the last minute: near 0 on a machine fit for measuring."""
     return os.getloadavg()[0]

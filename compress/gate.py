@@ -48,7 +48,7 @@ def judge(
         *([_tail_gate(document, cell, limits.max_p99_ns)] if limits.max_p99_ns else []),
         *([_speedup_gate(cell, limits.min_speedup)] if limits.min_speedup else []),
     ]
-    gates = [_trusted(document, gate) for gate in timed]
+    gates = [_trusted(document, cell, gate) for gate in timed]
     if limits.max_drop_points is not None:
         gates.append(_drop_gate(document, cell["runtime"], limits.max_drop_points))
     if limits.max_size_bytes:
@@ -86,8 +86,11 @@ def _cell(document: dict[str, Any], runtime: str, threads: int) -> dict[str, Any
     return wanted[0]
 
 
-def _trusted(document: dict[str, Any], gate: Gate) -> Gate:
+def _trusted(document: dict[str, Any], cell: dict[str, Any], gate: Gate) -> Gate:
     """A latency decides nothing where the machine made differences up, or was looked at too briefly."""
+    broken = [flag["text"] for flag in cell["flags"] if flag["severity"] == "invalid"]
+    if broken:
+        return {**gate, "status": "invalid", "value": f"{gate['value']}; {'; '.join(broken)}"}
     if document["derived"]["aa"]["verdict"] == "invalid":
         why = "the A/A control is invalid: too noisy a machine"
         return {**gate, "status": "invalid", "value": f"{gate['value']}; {why}"}
@@ -149,7 +152,7 @@ def _regressions(document: dict[str, Any], against: dict[str, Any], cell: dict[s
     top1 = next((r for r in found["accuracy"] if (r["stage"], r["runtime"]) == where), None)
     size = next((r for r in found["size"] if r["stage"] == document["shipped"]), None)
     return [
-        _trusted(document, _no_slower(speed)),
+        _trusted(document, cell, _no_slower(speed)),
         _no_worse(top1),
         _no_larger(size),
     ]

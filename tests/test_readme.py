@@ -22,7 +22,9 @@ def commands() -> list[str]:
 
 COMMANDS = commands()
 # what only reads: run as it stands
-READERS = [c for c in COMMANDS if c.split()[1] in ("list", "doctor", "verify", "eval", "bench", "report", "store")]
+READERS = [
+    c for c in COMMANDS if c.split()[1] in ("list", "doctor", "verify", "eval", "bench", "report", "gate", "store")
+]
 RUNS = [c for c in COMMANDS if c.startswith("compress run")]
 QUANTIZES = [c for c in COMMANDS if c.startswith("compress quantize")]
 CONVERTS = [c for c in COMMANDS if c.startswith("compress convert")]
@@ -46,7 +48,11 @@ def test_every_command_is_known():
 @pytest.mark.parametrize("command", READERS)
 def test_command_works(command, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("COMPRESS_STORE", str(tmp_path))
-    assert run(command, monkeypatch) == 0
+    # the two reports that are published
+    here = command.replace("reports/BEFORE", "reports/digits-mobilenet").replace(
+        "reports/AFTER", "reports/resnet8-cifar10"
+    )
+    assert run(here, monkeypatch) == 0
     captured = capsys.readouterr()
     assert captured.out or captured.err
 

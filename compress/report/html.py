@@ -96,7 +96,7 @@ def _tiles(document: dict[str, Any]) -> Markup | None:
 
 def _warnings(document: dict[str, Any]) -> Markup | None:
     skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]
-    texts = [*document["warnings"], *skipped]
+    texts = [*document["warnings"], *document["derived"]["warnings"], *skipped]
     if not texts:
         return None
     items = element("ul", *(element("li", text) for text in texts))

@@ -248,7 +248,7 @@ def render(document: dict[str, Any]) -> str:
     ]
     parts += ["", *(f"- {escaped(reason)}" for reason in verdict["reasons"]), ""]
     skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]
-    if texts := [*document["warnings"], *skipped]:
+    if texts := [*document["warnings"], *document["derived"]["warnings"], *skipped]:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), ""]
@@ -273,6 +273,17 @@ def render(document: dict[str, Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"
 
 
+def _flagged(document: dict[str, Any]) -> list[str]:
+    """How many cells have something against them; what, is in the report."""
+    flagged = [cell for cell in document["derived"]["cells"] if cell["flags"]]
+    invalid = [c for c in flagged if any(flag["severity"] == "invalid" for flag in c["flags"])]
+    if not flagged:
+        return []
+    codes = dict.fromkeys(flag["code"].replace("_", " ") for cell in flagged for flag in cell["flags"])
+    worst = f", {len(invalid)} of them not valid" if invalid else ""
+    return [f"latency: warnings for {fmt.plural(len(flagged), 'cell')}{worst} ({', '.join(codes)})"]
+
+
 def summary(document: dict[str, Any]) -> str:
     """The text that ends a run: verdict and tables, no line wider than 80 columns."""
     verdict, tier = document["derived"]["verdict"], document["derived"]["short_tier"]
@@ -288,6 +299,6 @@ def summary(document: dict[str, Any]) -> str:
                 lines.append("  " + "  ".join(v.ljust(w) for v, w in zip(row, widths, strict=True)).rstrip())
         for reason in reasons:
             lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="  ", subsequent_indent="    ")
-    for reason in verdict["reasons"]:
+    for reason in (*verdict["reasons"], *_flagged(document)):
         lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """From raw facts to every number that a report shows. No other module derives one.
 
-The parts are in `rows_cells` (latency), `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder`,
+The parts are in `rows_cells` (latency), `rows_validity`, `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder`,
 `rows_elsewhere` and `rows_verdict`.
 """
 
@@ -15,6 +15,7 @@ from compress.report.rows_ladder import ladder_rows
 from compress.report.rows_limits import choice_rows
 from compress.report.rows_stages import size_ratio, stage_rows
 from compress.report.rows_tree import tree_row
+from compress.report.rows_validity import sentences
 from compress.report.rows_verdict import SHORT_TIERS, verdict
 
 
@@ -53,7 +54,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `converted`, `verdict`, `teacher`, `primary_cell`, `short_tier`.
+    `converted`, `verdict`, `warnings`, `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -78,4 +79,5 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "elsewhere": elsewhere_rows(facts),
         "converted": converted_rows(facts),
         "verdict": verdict(facts, cell, row, aa, size),
+        "warnings": sentences(cells),
     }

@@ -6,6 +6,7 @@ import numpy as np
 
 from compress import stats
 from compress.report.estimates import Estimate, baseline, measured, missing
+from compress.report.rows_validity import flags
 
 PERCENTILES = (90, 95, 99)
 NATIVE_RUNTIME = "torch_eager"
@@ -181,6 +182,7 @@ def _row(facts: dict[str, Any], measurement: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: measurement[key] for key in identity},
         "role": artifact.get("role", "student"),
+        "flags": [] if reason else flags(measurement),
         "size_bytes": artifact.get("size_bytes"),
         **(_no_numbers(reason) if reason else _numbers(measurement, artifact, facts["run"]["seed"])),
         **{

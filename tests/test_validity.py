@@ -1,0 +1,90 @@
+"""What speaks against a latency: each rule on rounds made for it, and not on rounds without anything against them."""
+
+import numpy as np
+import pytest
+
+from compress import environment
+from compress.report import rows_validity
+
+ROUNDS = 10
+
+
+def measurement(medians, **facts) -> dict:
+    visits = [
+        {"round": i, "median_ns": float(m), "block_ns": 2e9, "steady": True, "timer_ns": 150.0, **facts}
+        for i, m in enumerate(medians)
+    ]
+    return {"visits": visits}
+
+
+def codes(*args, **facts) -> dict[str, str]:
+    return {flag["code"]: flag["severity"] for flag in rows_validity.flags(measurement(*args, **facts))}
+
+
+def quiet(seed: int = 0, spread: float = 0.01, rounds: int = ROUNDS) -> np.ndarray:
+    return 1e6 * np.exp(np.random.default_rng(seed).normal(0, spread, rounds))
+
+
+def test_nothing_is_said_of_quiet_rounds():
+    assert codes(quiet()) == {} and rows_validity.flags({"visits": []}) == []
+    assert codes([1e6]) == {}, "one round has no spread"
+
+
+@pytest.mark.parametrize("spread", [0.005, 0.02])
+def test_chance_alone_is_seldom_flagged(spread):
+    flagged = [codes(quiet(seed, spread)) for seed in range(600)]
+    for code in rows_validity.RULES:
+        assert sum(code in found for found in flagged) / len(flagged) <= 0.05, code
+
+
+def test_a_noisy_neighbour_in_half_of_the_rounds():
+    """A process that takes a third of the speed in a random half of the rounds: found in 19 of 20, or more."""
+    found = 0
+    for seed in range(200):
+        busy = np.random.default_rng(seed).permutation(np.arange(ROUNDS) % 2)
+        found += bool(codes(quiet(seed) * (1 + 0.5 * busy)))
+    assert found >= 190
+
+
+@pytest.mark.parametrize(("spread", "severity"), [(0.07, "warn"), (0.2, "invalid")])
+def test_rounds_that_spread(spread, severity):
+    assert codes(1e6 * (1 + spread * np.resize([-1, 1], ROUNDS)))["spread"] == severity
+
+
+@pytest.mark.parametrize(("rise", "severity"), [(0.06, "warn"), (0.3, "invalid")])
+def test_a_machine_that_becomes_slower(rise, severity):
+    assert codes(quiet(spread=0.002) * np.linspace(1, 1 + rise, ROUNDS))["drift"] == severity
+
+
+def test_two_levels():
+    found = codes(quiet(spread=0.002) * np.resize([1.0, 1.04], ROUNDS))
+    assert found == {"two_levels": "warn"}
+    assert codes([1e6, 1e6, 1.04e6]) == {}, "three rounds have no levels"
+
+
+def test_the_quota_stolen_time_the_clock_and_the_warm_up():
+    assert codes(quiet(), throttled_periods=1)["throttled"] == "invalid"
+    assert codes(quiet(), block_ns=30e9, throttled_periods=1)["throttled"] == "warn"
+    assert codes(quiet(), steal_fraction=0.02) == {"steal": "warn"}
+    assert codes(quiet(), steal_fraction=0.2) == {"steal": "invalid"}
+    assert codes(quiet(), timer_ns=7_000.0) == {"timer": "warn"}
+    assert codes(quiet(), timer_ns=20_000.0) == {"timer": "invalid"}
+    assert codes(quiet(), steady=False) == {"not_steady": "warn"}
+
+
+def test_the_worst_comes_first():
+    cells = [
+        {"cell": "a", "flags": [{"code": "drift", "severity": "warn", "text": "it drifts"}]},
+        {"cell": "b", "flags": []},
+        {"cell": "c", "flags": [{"code": "steal", "severity": "invalid", "text": "others took 20 %"}]},
+    ]
+    assert rows_validity.sentences(cells) == ["c: others took 20 %: not valid", "a: it drifts"]
+
+
+def test_stolen_ticks(tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 5 50 800 20 0 5 20 90 0\ncpu0 1 2 3\n")
+    assert environment.cpu_ticks(stat) == (20, 1000)
+    assert environment.cpu_ticks(tmp_path / "none") == (0, 0)
+    stolen, ticks = environment.cpu_ticks()
+    assert 0 <= stolen <= ticks
