@@ -40,6 +40,11 @@ class Tier:
     warmup_s: float
     block_s: float
 
+    @property
+    def paced_s(self) -> float:
+        """Of queries at a rate, which leave the processor idle for most of the time, more seconds are needed."""
+        return 5 * self.block_s
+
 
 _TIERS = (
     Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.25),
@@ -53,7 +58,8 @@ TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _TIERS}
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One thing to measure: an artifact in a runtime (a catalogue name) at a number of threads and a batch size; or
-    one that is known not to be measurable, for the reason `refused`.
+    one that is known not to be measurable, for the reason `refused`. With `fps`, queries come at that rate in a second
+    block of each visit.
     """
 
     name: str
@@ -61,6 +67,7 @@ class Cell:
     runtime: str
     threads: int
     batch: int = 1
+    fps: float = 0.0
     refused: str = ""
 
 
@@ -82,7 +89,7 @@ def measure(
     """
     if len({cell.name for cell in cells}) < len(cells):
         raise ValueError(f"cells need names of their own, got {[cell.name for cell in cells]}")
-    timed_s = 20 * (tier.warmup_s + tier.block_s)
+    timed_s = 20 * (tier.warmup_s + tier.block_s) + 2 * tier.paced_s
     visits: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
     failures: dict[str, str] = {}
     with workspace(scratch) as work:
@@ -96,7 +103,7 @@ def measure(
             on_visit(done, len(plan))
             if cell.name in failures:
                 continue
-            spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number]}
+            spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number], "paced_s": tier.paced_s}
             try:
                 visit = _visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:
@@ -246,6 +253,7 @@ def _prepare(
             "images": str(work / "images.npy"),
             "batch": cell.batch,
             "start_allowance_s": state["start_allowance_s"],
+            "fps": cell.fps,
         }
     return specs
 
@@ -275,6 +283,7 @@ def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Meas
         runtime=cell.runtime,
         runtime_version=visits[0]["runtime_version"] if visits else "",
         threads=cell.threads,
+        batch=cell.batch,
         # A cell that failed half-way has no median over rounds to compare.
         visits=() if failure else tuple(visits),
         failure=failure,

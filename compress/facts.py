@@ -11,7 +11,7 @@ import numpy as np
 from compress import __version__, environment, recipe
 from compress.images import PREPROCESSING
 from compress.store import digest
-from compress.types import Measurement
+from compress.types import SINGLE_STREAM, Measurement, Scenario
 
 if TYPE_CHECKING:
     from compress.chain import Link
@@ -20,14 +20,30 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def measurement_facts(measurement: Measurement, twin_of: str) -> dict[str, Any]:
+def _quantiles(samples: np.ndarray) -> list[int]:
+    return [int(q) for q in np.quantile(samples, np.linspace(0, 1, 101))]
+
+
+def _paced(samples: np.ndarray, scenario: Scenario) -> dict[str, Any]:
+    """Queries that came at a rate: latencies from their scheduled moments, and those that were late."""
+    late = samples > scenario.deadline_ns
+    runs = np.diff(np.flatnonzero(np.concatenate([[True], ~late, [True]]))) - 1
+    return {
+        "n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples),
+        "late": int(late.sum()), "longest_late_run": int(runs.max()),
+    }  # fmt: skip
+
+
+def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario = SINGLE_STREAM) -> dict[str, Any]:
     """A measurement as the report holds it: each visit by its quantiles; the raw samples go to a file beside it."""
     visits = []
     for visit in measurement.visits:
         samples = np.asarray(visit["samples_ns"])
-        kept = {k: v for k, v in visit.items() if k != "samples_ns"}
-        quantiles = [int(q) for q in np.quantile(samples, np.linspace(0, 1, 101))]
-        visits.append(kept | {"n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": quantiles})
+        kept = {k: v for k, v in visit.items() if k not in ("samples_ns", "paced_samples_ns")}
+        kept |= {"n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples)}
+        if "paced_samples_ns" in visit:
+            kept["paced"] = _paced(np.asarray(visit["paced_samples_ns"]), scenario)
+        visits.append(kept)
     return {
         "cell": measurement.cell,
         "stage": measurement.artifact,
@@ -35,7 +51,7 @@ def measurement_facts(measurement: Measurement, twin_of: str) -> dict[str, Any]:
         "runtime": measurement.runtime,
         "runtime_version": measurement.runtime_version,
         "threads": measurement.threads,
-        "batch": 1,
+        "batch": measurement.batch,
         "control": bool(twin_of),
         "twin_of": twin_of,
         "failure": measurement.failure,

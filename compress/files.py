@@ -12,7 +12,7 @@ from compress import __version__, bench, environment, evaluate, facts, recipe
 from compress.errors import CompressError, InputRejected, UsageError
 from compress.runtimes.ort_cpu import TOLERANCE
 from compress.store import digest, file_digest, read_json
-from compress.types import Artifact, Dataset
+from compress.types import Artifact, Dataset, Scenario
 
 
 def open_onnx(path: Path, scratch: Path) -> Artifact:
@@ -209,7 +209,7 @@ def accuracy_row(artifact: Artifact, runtime: str, dataset: Dataset, scratch: Pa
 
 def document(
     artifacts: list[Artifact], measurements: list[dict[str, Any]], *, command: str, tier: str, seed: int,
-    image_count: int, data_note: str,
+    image_count: int, data_note: str, scenario: Scenario,
 ) -> dict[str, Any]:  # fmt: skip
     """A report document of files outside a run: the first artifact is the baseline."""
     from compress import report
@@ -231,6 +231,7 @@ def document(
                 "name": " ".join(a.path.name for a in artifacts)[:80], "command": command, "seconds": 0.0,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"), "seed": seed, "tier": tier,
                 "recipe_digest": digest([a.digest for a in artifacts]), "max_drop_points": 1.0, "data_note": data_note,
+                "fps": scenario.fps, "deadline_ns": scenario.deadline_ns,
             },
             "recipe": {},
             "environment": asdict(env),

@@ -1,5 +1,6 @@
 """Measuring files, in a run or outside of one: the same cells, rounds and control."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.store import Store
-from compress.types import Artifact, Measurement
+from compress.types import SINGLE_STREAM, Artifact, Measurement, Scenario
 
 TWIN = " again"
 SYNTHETIC_IMAGES = 128
@@ -19,16 +20,19 @@ SYNTHETIC_IMAGES = 128
 
 def cells_of(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], scratch: Path, plugins: tuple[Path, ...],
-    refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    refused: Mapping[tuple[str, str], str] = MappingProxyType({}), scenario: Scenario = SINGLE_STREAM,
 ) -> list[bench.Cell]:  # fmt: skip
-    """A cell for each (artifact, runtime) and number of threads; the first whose runtime works here once more, as the
-    A/A control. `refused` holds why some (stage, runtime) are not to be measured.
+    """A cell for each (artifact, runtime), number of threads and batch size; the first whose runtime works here once
+    more, as the A/A control. `refused` holds why some (stage, runtime) are not to be measured. Queries at a rate are
+    single images.
     """
     cells = [
         bench.Cell(
-            name=f"{artifact.stage}/{runtime}/{number}", artifact=artifact, runtime=runtime, threads=int(number),
+            name=f"{artifact.stage}/{runtime}/{number}" + (f"/batch {batch}" if batch > 1 else ""), artifact=artifact,
+            runtime=runtime, threads=int(number), batch=batch, fps=scenario.fps if batch == 1 else 0.0,
             refused=refused.get((artifact.stage, runtime), ""),
         )
+        for batch in scenario.batches
         for number in threads
         for artifact, runtime in pairs
     ]  # fmt: skip
@@ -37,7 +41,7 @@ def cells_of(
         (r for r in runtimes if not bench.runtime_state(r, scratch, plugins)["unavailable"]), cells[0].runtime
     )
     first = next((cell for cell in cells if cell.runtime == usable and not cell.refused), cells[0])
-    twin = bench.Cell(name=first.name + TWIN, artifact=first.artifact, runtime=first.runtime, threads=first.threads)
+    twin = dataclasses.replace(first, name=first.name + TWIN, fps=0.0)
     return [*cells, twin]
 
 
@@ -71,9 +75,10 @@ def twin_of(measurement: Measurement) -> str:
 def latency(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
     store: Store, plugins: tuple[Path, ...] = (), refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    scenario: Scenario = SINGLE_STREAM,
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
-    cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused)
+    cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused, scenario)
     with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
         return bench.measure(
             cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
@@ -90,8 +95,9 @@ def synthetic_images(input_shape: tuple[int, int, int], count: int = SYNTHETIC_I
 
 
 def bench_files(
-    artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str
-) -> dict:
+    artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str,
+    scenario: Scenario = SINGLE_STREAM,
+) -> dict:  # fmt: skip
     """A report document of these artifacts' latency in the recipe's runtimes."""
     for runtime in recipe.runtimes:
         if catalog.load("runtimes", runtime).module.FORMAT == "torch":
@@ -105,12 +111,13 @@ def bench_files(
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"
     pairs, refused = _for_runtimes(artifacts, recipe.runtimes, store)
-    measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused)
+    measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused, scenario=scenario)
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}")
     return files.document(
         artifacts,
-        [facts.measurement_facts(m, twin_of(m)) for m in measurements],
+        [facts.measurement_facts(m, twin_of(m), scenario) for m in measurements],
+        scenario=scenario,
         command=command,
         tier=tier,
         seed=recipe.seed,

@@ -230,7 +230,7 @@ def golden_index(dataset: Dataset) -> np.ndarray:
 
 def _write_raw(path: Path, raw: dict[str, Measurement]) -> None:
     buffer = io.BytesIO()
-    arrays = {
+    arrays = {  # `compress run` asks one query after another only: there are no others
         f"{cell}#{visit['round']}": np.asarray(visit["samples_ns"], dtype=np.int64)
         for cell, measurement in raw.items()
         for visit in measurement.visits

@@ -138,6 +138,20 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """How files are asked beside one query after another: at batch sizes, and at a rate in frames per second (0: not)
+    with the time that an answer may take.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    fps: float = 0.0
+    deadline_ns: float = 0.0
+
+
+SINGLE_STREAM = Scenario()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One cell's raw facts: an artifact in a runtime at a number of threads. `failure` says why there is none."""
 
@@ -147,6 +161,7 @@ class Measurement:
     runtime: str
     runtime_version: str
     threads: int
+    batch: int
     visits: tuple[dict[str, Any], ...] = ()  # one a round; see worker.py for the fields
     failure: str = ""
 

@@ -6,7 +6,8 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 
 SPEC.json: `mode` (`probe`, `latency`, `answers`, `inspect`), `adapter` (path of the adapter file), `result` (where the
 JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images` (.npy, uint8
-`[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write).
+`[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write);
+`fps` and `paced_s` where queries are to come at a rate too.
 Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
 `memory_bytes` (address space).
 
@@ -129,6 +130,30 @@ def repeat(
     return samples, transfers, cpu_ns
 
 
+def paced(
+    timed: Callable[[Any, np.ndarray], tuple[int, int]],
+    session: Any,
+    queries: Iterator[np.ndarray],
+    fps: float,
+    seconds: float,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[int]:
+    """Latencies in ns of queries that come at `fps` a second, whether the one before is done or not: each is counted
+    from the moment for which it was scheduled, so that a stall is felt by all that had to wait for it.
+    """
+    samples: list[int] = []
+    start = clock()
+    for number in range(max(1, round(seconds * fps))):
+        inputs = next(queries)
+        scheduled = start + round(number * 1e9 / fps)
+        while (early := scheduled - clock()) > 0:
+            sleep(early / 1e9)
+        begun = clock()
+        samples.append(begun - scheduled + timed(session, inputs)[0])
+    return samples
+
+
 def timer_ns() -> float:
     """What timing an inference adds to it: a call that does nothing, timed in the same way."""
     timed = timer(SimpleNamespace(run=lambda session, inputs: None))
@@ -195,6 +220,9 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     queries = draw(np.load(spec["images"]), spec["batch"], spec["seed"])
     empty_rss_bytes = peak_rss_bytes()
     adapter, session = start(spec, facts)
+    fixed = facts["effective"].get("fixed_batch", 0)
+    if fixed and spec["batch"] != fixed:
+        raise StageFailed("load", RuntimeError(f"it takes batches of {fixed} only, asked for {spec['batch']}"))
     first = next(queries)
     with stage("first_inference", facts):
         adapter.run(session, first)
@@ -207,6 +235,9 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     with stage("block", facts):
         samples_ns, transfers_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"])
     cpu_ns += cpu_ns_of(others) - others_cpu_ns
+    if spec.get("fps"):
+        with stage("paced", facts):
+            facts["paced_samples_ns"] = paced(timer(adapter), session, queries, spec["fps"], spec["paced_s"])
     return {
         **facts,
         "warmup_ns": warmup_ns[:WARMUP_KEPT],

@@ -3,10 +3,16 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from compress.cli import options
+
+if TYPE_CHECKING:
+    from compress.types import Scenario
+
+MOST_FPS = 10_000
 
 
 @click.command(short_help="Latency of ONNX files, or of a run: interleaved rounds, intervals, A/A control.")
@@ -16,17 +22,21 @@ from compress.cli import options
 @click.option("--tier", default="quick", show_default=True, help="smoke, quick, standard or rigorous.")
 @click.option("--runtimes", default="ort_cpu", show_default=True, help="Runtimes, apart by commas.")
 @options.threads
+@click.option("--batch", "batches", default="1", show_default=True, help="Batch sizes, apart by commas.")
+@click.option("--fps", type=float, default=0.0, help="Queries at this rate too, counted from when they were due.")
+@click.option("--deadline", default="", help="With --fps, the time for an answer: 33ms [until the next is due].")
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of visits and of the inputs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and report.html.")
 def command(
-    artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, seed: int,
-    out: Path | None,
+    artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, batches: str,
+    fps: float, deadline: str, seed: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Latency of ONNX files, or of a run's; the first file is the baseline and is measured twice (A/A).
 
     \b
     compress bench models/RUN --data digits --tier standard
-    compress bench a.onnx b.onnx --synthetic --threads 1,2 --out reports/ab
+    compress bench a.onnx b.onnx --synthetic --threads 1,2 --batch 1,8,32 --out reports/ab
+    compress bench models/RUN --fps 30 --deadline 33ms
     """
     from dataclasses import replace
 
@@ -43,16 +53,37 @@ def command(
         files.require_data(artifacts, data)
     if tier not in bench.TIERS:
         raise unknown("tier", tier, list(bench.TIERS))
+    scenario = _scenario(batches, fps, deadline)
     store = Store.default()
     found = files.open_any(artifacts, store.root / "scratch")
     base = Recipe() if synthetic else files.data_for(artifacts, found, data)
     wanted = typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
     chosen = replace(base, **wanted)
     document = measuring.bench_files(
-        found, chosen, tier=tier, synthetic=synthetic, store=store, command=shlex.join(["compress", *sys.argv[1:]])
-    )
+        found, chosen, tier=tier, synthetic=synthetic, store=store, command=shlex.join(["compress", *sys.argv[1:]]),
+        scenario=scenario,
+    )  # fmt: skip
     click.echo(summary(document))
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)
         click.echo(f"wrote  {out / 'report.html'}", err=True)
     options.next_step(f"compress eval {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))
+
+
+def _scenario(batches: str, fps: float, deadline: str) -> "Scenario":
+    """Raises UsageError naming the flag."""
+    from compress import units
+    from compress.errors import UsageError
+    from compress.types import Scenario
+
+    sizes = [part.strip() for part in batches.split(",")]
+    if not all(size.isdigit() and int(size) > 0 for size in sizes) or len(set(sizes)) < len(sizes):
+        raise UsageError(
+            f"--batch takes different whole numbers, at least 1, got `{batches}`", hint="for example 1,8,32"
+        )
+    if deadline and not fps:
+        raise UsageError("--deadline is for queries at a rate", hint="add --fps 30, say")
+    if fps < 0 or fps > MOST_FPS:
+        raise UsageError(f"--fps must be between 0 and {MOST_FPS:,}, got {fps:g}")
+    allowed_ns = units.latency_ns(deadline, "--deadline") if deadline else 1e9 / fps if fps else 0.0
+    return Scenario(batches=tuple(map(int, sizes)), fps=fps, deadline_ns=allowed_ns)

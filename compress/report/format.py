@@ -170,3 +170,9 @@ def control_words(control: Estimate | None) -> list[str]:
         return []
     words = f"A/A control ({control['of']} again): {ratio_interval(control)}, {control['verdict']}"
     return [words + (": the machine was too noisy to trust these" if control["verdict"] == "invalid" else "")]
+
+
+def paced_title(document: dict[str, Any]) -> str:
+    """`At 30 frames per second, answers due within 33.3 ms`."""
+    run = document["run"]
+    return f"At {run['fps']:g} frames per second, answers due within {latency(run['deadline_ns'])}"

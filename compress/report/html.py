@@ -223,6 +223,12 @@ def _converted(document: dict[str, Any]) -> Markup | None:
     return _section("Files for other runtimes", _note(words.CONVERTED), tables.converted(document))
 
 
+def _paced(document: dict[str, Any]) -> Markup | None:
+    if not document["derived"]["paced"]:
+        return None
+    return _section(fmt.paced_title(document), _note(words.PACED), tables.paced(document))
+
+
 def _choice(document: dict[str, Any]) -> Markup | None:
     choice = document.get("choice")
     if not choice:
@@ -293,6 +299,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _tiles(document),
         _section("Results", _note(words.RESULTS), tables.results(document, labels)),
         _plots(document, labels),
+        _paced(document),
         _stages(document, labels),
         _ladder(document),
         _elsewhere(document),

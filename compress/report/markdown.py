@@ -204,6 +204,21 @@ def _converted_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _paced_lines(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in document["derived"]["paced"]:
+        said = [
+            f"median {fmt.latency_interval(row['latency_ns'])}, {fmt.ratio(row['against_back_to_back']['value'])} "
+            "of back to back",
+            f"p99 {fmt.shown(row['p99_ns'], fmt.latency)}",
+            f"late {fmt.percent_interval(row['late_fraction'])} of {fmt.count(row['queries'])}, "
+            f"at most {row['longest_late_run']} in a row",
+        ]
+        where = f"{row['runtime']}, {fmt.threads(row['threads'])}"
+        lines.append(f"- **{escaped(row['stage'])}** in {escaped(where)}: {escaped('; '.join(said))}")
+    return lines
+
+
 def _elsewhere_lines(document: dict[str, Any]) -> list[str]:
     lines = []
     for row in document["derived"]["elsewhere"]:
@@ -252,6 +267,8 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), ""]
+    if document["derived"]["paced"]:
+        parts += [f"## {fmt.paced_title(document)}", "", *_paced_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]
     if lines := plots_pruning.lines(document):
         parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
@@ -299,6 +316,10 @@ def summary(document: dict[str, Any]) -> str:
                 lines.append("  " + "  ".join(v.ljust(w) for v, w in zip(row, widths, strict=True)).rstrip())
         for reason in reasons:
             lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="  ", subsequent_indent="    ")
+    if document["derived"]["paced"]:
+        lines += ["", fmt.paced_title(document)]
+        for line in _paced_lines(document):
+            lines += textwrap.wrap(line.replace("**", ""), WIDTH, initial_indent="  ", subsequent_indent="    ")
     for reason in (*verdict["reasons"], *_flagged(document)):
         lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n".join(lines) + "\n"

@@ -294,6 +294,35 @@ def converted(document: dict[str, Any]) -> Markup:
     return table("Files for other runtimes", heads, rows)
 
 
+def paced(document: dict[str, Any]) -> Markup:
+    """One row a cell that was asked at a rate."""
+    heads = (
+        "stage, runtime",
+        "median (95 %)",
+        "p99",
+        "of back to back",
+        "late (95 %)",
+        "longest run of late",
+        "queries",
+    )
+    rows = []
+    for row in document["derived"]["paced"]:
+        where = f"{row['runtime']}, {fmt.threads(row['threads'])}"
+        rows.append(
+            element(
+                "tr",
+                element("th", row["stage"], element("small", where, class_="n"), scope="row"),
+                number(row["latency_ns"], fmt.latency_interval),
+                plain(row["p99_ns"], fmt.latency),
+                plain(row["against_back_to_back"], fmt.ratio),
+                number(row["late_fraction"], fmt.percent_interval),
+                element("td", fmt.count(row["longest_late_run"]), class_="n"),
+                element("td", fmt.count(row["queries"]), class_="n"),
+            )
+        )
+    return table("Queries at a rate", heads, rows)
+
+
 def _percent(estimate: dict[str, Any]) -> str:
     return fmt.shown(estimate, fmt.percent)
 

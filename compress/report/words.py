@@ -58,3 +58,7 @@ LAYERS = (
     "Part of int8's error that goes when this layer alone stays in float; the error is the mean squared difference of "
     "the logits from the float file's, on train images. Coloured: the layers that stay in float."
 )
+PACED = (
+    "Queries came at this rate whether the one before was done or not; a latency counts from the moment at which its "
+    "query was due. Between queries the processor rests, which makes most answers slower than back to back."
+)

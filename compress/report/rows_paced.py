@@ -1,0 +1,39 @@
+"""Rows of queries that came at a rate: how long after the moment at which each was due it was answered."""
+
+from typing import Any
+
+import numpy as np
+
+from compress import stats
+from compress.report.estimates import measured, missing
+from compress.report.rows_cells import pooled_quantiles, queries_needed
+
+
+def paced_rows(facts: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a cell that was asked at a rate. The share of late answers takes single queries for independent."""
+    of_cell = {m["cell"]: [v["paced"] for v in m["visits"] if "paced" in v] for m in facts["measurements"]}
+    return [_row(cell, of_cell[cell["cell"]], facts["run"]) for cell in cells if of_cell[cell["cell"]]]
+
+
+def _row(cell: dict[str, Any], visits: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
+    queries, late = sum(v["n"] for v in visits), sum(v["late"] for v in visits)
+    medians = [v["median_ns"] for v in visits]
+    bounds = stats.bootstrap_median(medians, run["seed"]) if len(medians) > 1 else (None, None)
+    latency = measured(stats.median(medians), *bounds, reason="" if len(medians) > 1 else "one round only")
+    return {
+        **{key: cell[key] for key in ("cell", "stage", "runtime", "threads")},
+        "fps": run["fps"],
+        "deadline_ns": run["deadline_ns"],
+        "queries": queries,
+        "latency_ns": latency,
+        "p99_ns": _p99(visits, queries),
+        "late_fraction": measured(late / queries, *stats.wilson(late, queries)),
+        "longest_late_run": max(v["longest_late_run"] for v in visits),
+        "against_back_to_back": measured(latency["value"] / cell["latency_ns"]["value"]),
+    }
+
+
+def _p99(visits: list[dict[str, Any]], queries: int) -> dict[str, Any]:
+    if not stats.percentile_allowed(0.99, queries):
+        return missing(f"have {queries:,} queries, need {queries_needed(99):,}")
+    return measured(pooled_quantiles(visits, np.array([0.99]))[0])
