@@ -35,7 +35,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mobilenet, pruned": {"student": "mobilenet", "prune": "0.3"},
     "mobilenet, trained in int8": {"student": "mobilenet", "quantize": "int8_qat"},
 }
-RUNTIMES = ("ort_cpu", "openvino", "litert", "executorch", "ncnn", "mnn")
+RUNTIMES = ("ort_cpu", "openvino", "litert", "executorch", "ncnn", "mnn", "ort_web")
 PAGE = Path(__file__).with_name("RUNTIMES.md")
 
 

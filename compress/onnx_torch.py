@@ -255,8 +255,22 @@ def _softmax(attributes: dict[str, Any], x: Tensor) -> Tensor:
     return x.softmax(attributes.get("axis", -1))
 
 
+def _arg_max(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    if attributes.get("select_last_index"):
+        raise InputRejected("ArgMax that takes the last of equals is not read here", hint=_HINT)
+    return x.argmax(attributes.get("axis", 0), bool(attributes.get("keepdims", 1)))
+
+
+def _gather(attributes: dict[str, Any], x: Tensor, indices: Tensor) -> Tensor:
+    axis = attributes.get("axis", 0) % x.dim()
+    counted = torch.where(indices < 0, indices + x.shape[axis], indices)  # ONNX counts from the end too
+    chosen = x.index_select(axis, counted.reshape(-1))
+    return chosen.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
 _OPERATORS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Add": lambda _, a, b: a + b,
+    "ArgMax": _arg_max,
     "AveragePool": _average_pool,
     "Clip": _clip,
     "Concat": lambda attributes, *x: torch.cat(x, attributes["axis"]),
@@ -264,6 +278,7 @@ _OPERATORS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "DequantizeLinear": _dequantize,
     "Div": lambda _, a, b: a / b,
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda _, x: x.mean(dim=(2, 3), keepdim=True),
     "HardSigmoid": _hard_sigmoid,
@@ -272,6 +287,7 @@ _OPERATORS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "MatMul": lambda _, a, b: a @ b,
     "MaxPool": _max_pool,
     "Mul": lambda _, a, b: a * b,
+    "Neg": lambda _, x: -x,
     "Pad": _pad,
     "QuantizeLinear": _quantize,
     "ReduceMean": _reduce_mean,

@@ -9,7 +9,7 @@ import pytest
 from compress import bench
 
 LONGEST = (
-    "test_pipeline", "test_convert", "test_screen", "test_nets_mobile", "test_arm64_emulated", "test_rebuilt",
+    "test_pipeline", "test_convert", "test_screen", "test_nets_mobile", "test_arm64_emulated", "test_nets_exported",
     "test_pruning_steps", "test_prune", "test_schedules", "test_quantize", "test_export", "test_soft_tree",
     "test_transfer", "test_resume", "test_readme",
 )  # fmt: skip

@@ -24,6 +24,7 @@ def whole(*values: int) -> np.ndarray:
 # operator → cases: the constants that it reads behind the input, and its attributes
 CASES = {
     "Add": [([of(4, 1, 1)], {})],
+    "ArgMax": [([], {"axis": 1, "keepdims": 0}), ([], {"axis": -1})],
     "AveragePool": [
         ([], {"kernel_shape": [2, 2], "strides": [2, 2]}),
         ([], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
@@ -39,6 +40,7 @@ CASES = {
     "DequantizeLinear": [],  # tested with QuantizeLinear
     "Div": [([of(4, 1, 1)], {})],
     "Flatten": [([], {}), ([], {"axis": 2}), ([], {"axis": -1})],
+    "Gather": [([whole(2, -1, 0)], {"axis": 1}), ([np.array(1)], {"axis": 2}), ([whole(1)], {})],
     "Gemm": [([of(120, 7), of(7)], {}), ([of(7, 120), of(7)], {"transB": 1, "alpha": 0.5, "beta": 2.0})],
     "GlobalAveragePool": [([], {})],
     "HardSigmoid": [([], {"alpha": 1 / 6}), ([], {})],
@@ -51,6 +53,7 @@ CASES = {
         ([], {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
     ],
     "Mul": [([of(4, 1, 1)], {})],
+    "Neg": [([], {})],
     "Pad": [([whole(0, 1, 0, 0, 0, 2, 1, 0)], {}), ([whole(0, 0, 1, 1, 0, 0, 1, 1), np.float32(3)], {})],
     "QuantizeLinear": [],
     "ReduceMean": [([whole(2, 3)], {"keepdims": 0}), ([whole(-1, -2)], {})],
@@ -69,9 +72,10 @@ CASES = {
 
 
 def model_of(nodes: list, tensors: dict[str, np.ndarray], outputs: int = 1) -> onnx.ModelProto:
+    given = TensorProto.INT64 if nodes[-1].op_type == "ArgMax" else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes, "one", [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None) for i in range(outputs)],
+        [helper.make_tensor_value_info(f"y{i}", given, None) for i in range(outputs)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

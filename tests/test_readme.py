@@ -60,10 +60,12 @@ def test_command_works(command, monkeypatch, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", QUANTIZES)
 def test_a_file_is_quantized(command, monkeypatch, tmp_path, capsys):
-    """With the file and the images that are here."""
+    """With the file and the images that are here, and so much to lose that the ladder's first rung is enough: 143
+    images show little with confidence, and climbing all of it takes minutes.
+    """
     monkeypatch.setenv("COMPRESS_STORE", str(tmp_path / "store"))
     here = command.replace("model.onnx", "models/digits-mobilenet/student.onnx").replace("PHOTOS", "digits")
-    assert run(f"{here} --out {tmp_path / 'out.onnx'}", monkeypatch) == 0
+    assert run(f"{here} --max-drop 20 --out {tmp_path / 'out.onnx'}", monkeypatch) == 0
     assert (tmp_path / "out.onnx").exists() and "report images" in capsys.readouterr().out
 
 

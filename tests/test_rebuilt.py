@@ -9,30 +9,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import export, network
 from compress.errors import InputRejected
 from compress.rebuilt import Rebuilt
-
-NETS = ("mobilenet_v3_small", "shufflenet", "resnet20", "squeezenet")
 
 
 def exported(module: Rebuilt, *shape: int) -> torch.export.ExportedProgram:
     return torch.export.export(module.eval(), (torch.zeros(shape),))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETS)
-def test_a_float_network_is_the_same_after_torch_export(name, tmp_path):
-    net = network.build(
-        name, class_names=tuple("abcde"), input_shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1
-    ).eval()
-    export.export_onnx(net, tmp_path / "model.onnx", recipe_digest="", opset=18)
-    inputs = np.random.default_rng(0).random((1, 3, 32, 32), dtype=np.float32)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    expected = session.run(None, {"input": inputs})[0]
-    program = exported(Rebuilt(onnx.load(tmp_path / "model.onnx")), 1, 3, 32, 32)
-    got = program.module()(torch.from_numpy(inputs)).detach().numpy()
-    assert np.abs(got - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 def quantized(path: Path, activations: type, weights: type, *, shared: bool = True) -> onnx.ModelProto:
