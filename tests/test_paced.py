@@ -134,4 +134,7 @@ def test_flags_that_make_no_sense(flags, message):
 def test_a_report_without_a_rate_says_nothing_of_one(tmp_path):
     source = json.loads((RUN.parents[1] / "reports" / "digits-mobilenet" / "report.json").read_text())
     document = report.document_of(copy.deepcopy({k: v for k, v in source.items() if k != "derived"}))
+    assert "What each stage cost" in html.render(document)
+    of_files = report.document_of({**{k: v for k, v in document.items() if k != "derived"}, "stages": []})
+    assert "What each stage cost" not in html.render(of_files), "no empty table where there are no stages"
     assert document["derived"]["paced"] == [] and "frames per second" not in html.render(document)

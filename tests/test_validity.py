@@ -54,6 +54,7 @@ def test_rounds_that_spread(spread, severity):
 @pytest.mark.parametrize(("rise", "severity"), [(0.06, "warn"), (0.3, "invalid")])
 def test_a_machine_that_becomes_slower(rise, severity):
     assert codes(quiet(spread=0.002) * np.linspace(1, 1 + rise, ROUNDS))["drift"] == severity
+    assert codes(quiet(spread=0.002) * np.linspace(1 + rise, 1, ROUNDS))["drift"] == severity
 
 
 def test_two_levels():

@@ -187,7 +187,9 @@ def _plots(document: dict[str, Any], labels: Labels) -> Markup:
     )
 
 
-def _stages(document: dict[str, Any], labels: Labels) -> Markup:
+def _stages(document: dict[str, Any], labels: Labels) -> Markup | None:
+    if not document["stages"]:  # files of the user's own, or a bench
+        return None
     figures = element(
         "div",
         _figure("Top-1 from stage to stage", words.WATERFALL,

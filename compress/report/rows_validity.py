@@ -9,7 +9,7 @@ from compress.report import format as fmt
 # rule → (what it says, limit that warns, limit that invalidates; None: it only warns)
 RULES: dict[str, tuple[str, float, float | None]] = {
     "spread": ("its round medians spread by {} (coefficient of variation)", 0.05, 0.10),
-    "drift": ("it became {} slower or faster from the first rounds to the last", 0.03, 0.10),
+    "drift": ("its rounds became slower by {} from the first to the last (less than 0: faster)", 0.03, 0.10),
     "two_levels": ("its rounds lie on two levels, {} apart", 0.0, None),
     "throttled": ("the CPU quota stopped it in {} of the scheduler's periods", 0.0, 0.01),
     "steal": ("other virtual machines took {} of the CPU's time meanwhile", 0.01, 0.05),
@@ -30,8 +30,8 @@ def flags(measurement: dict[str, Any]) -> list[dict[str, str]]:
     found = []
     for code, share in _shares(visits).items():
         words, warn, invalid = RULES[code]
-        if share > warn:
-            severity = "invalid" if invalid is not None and share > invalid else "warn"
+        if abs(share) > warn:
+            severity = "invalid" if invalid is not None and abs(share) > invalid else "warn"
             found.append({"code": code, "severity": severity, "text": words.format(fmt.percent(share))})
     return found
 
@@ -52,7 +52,7 @@ def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _drift(medians: np.ndarray) -> float:
-    """Change from the first third to the last, where the order of the rounds and of the medians go together."""
+    """Change from the first third to the last, where the order of the rounds and of the medians go together, else 0."""
     if len(medians) < 5:
         return 0.0
     ranks = np.argsort(np.argsort(medians))
@@ -60,7 +60,7 @@ def _drift(medians: np.ndarray) -> float:
         return 0.0
     third = len(medians) // 3
     first, last = np.median(medians[:third]), np.median(medians[-third:])
-    return float(abs(last / first - 1))
+    return float(last / first - 1)
 
 
 def _levels(medians: np.ndarray) -> float:
