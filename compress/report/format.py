@@ -176,3 +176,11 @@ def paced_title(document: dict[str, Any]) -> str:
     """`At 30 frames per second, answers due within 33.3 ms`."""
     run = document["run"]
     return f"At {run['fps']:g} frames per second, answers due within {latency(run['deadline_ns'])}"
+
+
+def timing_words(document: dict[str, Any]) -> str:
+    """`Timing a query adds 0.00048 ms to it.`"""
+    added = document["derived"]["timer_ns"]
+    if added["value"] is None:
+        return f"What timing adds to a query was {absent(added['reason'])}."
+    return f"Timing a query adds {significant(added['value'] / 1e3)} µs to it."

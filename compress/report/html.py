@@ -308,7 +308,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _converted(document),
         _choice(document),
         _tree(document),
-        _section("Latency in detail", tables.latency_detail(document, labels)),
+        _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document)),
         _section("Artifacts", tables.artifacts(document)),
         _environment(document),

@@ -266,7 +266,7 @@ def render(document: dict[str, Any]) -> str:
     if texts := [*document["warnings"], *document["derived"]["warnings"], *skipped]:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
-    parts += ["## Comparisons", "", *_comparison_lines(document), ""]
+    parts += ["## Comparisons", "", *_comparison_lines(document), "", escaped(fmt.timing_words(document)), ""]
     if document["derived"]["paced"]:
         parts += [f"## {fmt.paced_title(document)}", "", *_paced_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]

@@ -16,7 +16,7 @@ from compress.report.rows_limits import choice_rows
 from compress.report.rows_paced import paced_rows
 from compress.report.rows_stages import size_ratio, stage_rows
 from compress.report.rows_tree import tree_row
-from compress.report.rows_validity import sentences
+from compress.report.rows_validity import sentences, timer_ns
 from compress.report.rows_verdict import SHORT_TIERS, verdict
 
 
@@ -55,7 +55,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `converted`, `paced`, `verdict`, `warnings`, `teacher`, `primary_cell`, `short_tier`.
+    `converted`, `paced`, `verdict`, `warnings`, `timer_ns`, `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -82,4 +82,5 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "paced": paced_rows(facts, cells),
         "verdict": verdict(facts, cell, row, aa, size),
         "warnings": sentences(cells),
+        "timer_ns": timer_ns(facts),
     }

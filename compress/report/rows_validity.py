@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from compress.report import format as fmt
+from compress.report.estimates import Estimate, measured, missing
 
 # rule → (what it says, limit that warns, limit that invalidates; None: it only warns)
 RULES: dict[str, tuple[str, float, float | None]] = {
@@ -34,6 +35,12 @@ def flags(measurement: dict[str, Any]) -> list[dict[str, str]]:
             severity = "invalid" if invalid is not None and abs(share) > invalid else "warn"
             found.append({"code": code, "severity": severity, "text": words.format(fmt.percent(share))})
     return found
+
+
+def timer_ns(facts: dict[str, Any]) -> Estimate:
+    """What timing adds to a query: the median over all visits of a call that does nothing, timed in the same way."""
+    found = [visit["timer_ns"] for m in facts["measurements"] for visit in m["visits"] if visit.get("timer_ns")]
+    return measured(float(np.median(found))) if found else missing("this version of the benchmark did not say")
 
 
 def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
