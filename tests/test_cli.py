@@ -1,5 +1,6 @@
 """The command line as a user meets it: what is printed where, exit codes, and every bad input with its message."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -258,3 +259,30 @@ def test_list_shows_knobs_with_their_sentences(compress):
     done = compress("list", "methods", "kd")
     assert "temperature" in done.stdout and "Hinton" in done.stdout
     assert "learning_rate" in compress("list", "recipe").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (
+            "compress run --student mobilenet_v",
+            {"mobilenet_v1", "mobilenet_v3", "mobilenet_v3_large", "mobilenet_v3_small"},
+        ),
+        ("compress run --kd fit", {"fitnet"}),
+        ("compress run --runtimes ort_cpu,ncn", {"ort_cpu,ncnn"}),
+        ("compress bench --runtimes open", {"openvino"}),
+        ("compress convert --to mn", {"mnn"}),
+        ("compress ga", {"gate"}),
+    ],
+)
+def test_the_shell_completes_names(words, offered):
+    """Through the entry point, as a shell asks; and torch is not imported for it."""
+    code = (
+        "import sys; from compress.cli.main import main\ntry: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    asked = {"_COMPRESS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    line = [sys.executable, "-c", f"import sys; sys.argv = ['compress']; exec({code!r})"]
+    done = subprocess.run(line, env={**os.environ, **asked}, capture_output=True, text=True)
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == offered, done.stderr
+    assert done.stderr.strip().endswith("False")

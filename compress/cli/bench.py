@@ -20,7 +20,13 @@ MOST_FPS = 10_000
 @click.option("--data", default="", help="Data set that the images come from; a run knows its own.")
 @click.option("--synthetic", is_flag=True, help="Random images instead of real ones; the report says so.")
 @click.option("--tier", default="quick", show_default=True, help="smoke, quick, standard or rigorous.")
-@click.option("--runtimes", default="ort_cpu", show_default=True, help="Runtimes, apart by commas.")
+@click.option(
+    "--runtimes",
+    default="ort_cpu",
+    show_default=True,
+    help="Runtimes, apart by commas.",
+    shell_complete=options.completion("runtimes"),
+)
 @options.threads
 @click.option("--batch", "batches", default="1", show_default=True, help="Batch sizes, apart by commas.")
 @click.option("--fps", type=float, default=0.0, help="Queries at this rate too, counted from when they were due.")

@@ -9,7 +9,12 @@ from compress.cli import options
 
 @click.command(short_help="An ONNX file for ncnn, LiteRT, ExecuTorch, MNN …, checked, with an example that runs.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--to", required=True, help="Runtimes, apart by commas: see `compress list runtimes`.")
+@click.option(
+    "--to",
+    required=True,
+    help="Runtimes, apart by commas: see `compress list runtimes`.",
+    shell_complete=options.completion("runtimes"),
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder; each runtime gets one in it.")
 @click.option("--stage", default="", help="Which file of a run: student, int8 … [the one that ships].")
 @click.option("--data", default="", help="Data set to compare the answers on; a run knows its own.")

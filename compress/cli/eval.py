@@ -11,7 +11,13 @@ from compress.cli import options
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", default="", help="Data set: a name, or a folder of images; a run knows its own.")
 @click.option("--split", default="report", show_default=True, type=click.Choice(["report", "select", "train"]))
-@click.option("--runtime", default="ort_cpu", show_default=True, help="Runtime to ask.")
+@click.option(
+    "--runtime",
+    default="ort_cpu",
+    show_default=True,
+    help="Runtime to ask.",
+    shell_complete=options.completion("runtimes"),
+)
 @click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
 @click.option("--json", "as_json", is_flag=True, help="Counts as JSON instead of the table.")
 def command(

@@ -18,6 +18,25 @@ plugin = click.option(
     metavar="FILE.py",
     help="Python file with a network or method of your own; its name is the file's. It is executed.",
 )
+# flag → kind of the catalogue whose names the shell completes
+_COMPLETED = {
+    "data": "data", "teacher": "nets", "student": "nets", "assistant": "nets", "peer": "nets", "kd": "methods",
+    "pruner": "pruners", "quantize": "quantizers", "runtimes": "runtimes",
+}  # fmt: skip
+
+
+def completion(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Names of the catalogue that begin as the word does; of a list apart by commas, the last of its words."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from compress import catalog
+
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in catalog.names(kind) if name.startswith(last)]
+
+    return complete
+
+
 threads = click.option("--threads", default="1", show_default=True, help="Numbers of threads, apart by commas.")
 
 # what has a flag of its own; every other key of a recipe is set by --set
@@ -38,7 +57,10 @@ def recipe_flags(function: Callable[..., Any]) -> Callable[..., Any]:
         text = fields[name].metadata["help"]
         help_text = f"{text[0].upper()}{text[1:]}." + (f" [{shown}]" if shown not in ("", 0) else "")
         flag = "--" + name.replace("_", "-")
-        function = click.option(flag, name, multiple=several, default=None, help=help_text)(function)
+        completes = completion(_COMPLETED[name]) if name in _COMPLETED else None
+        function = click.option(
+            flag, name, multiple=several, default=None, help=help_text, shell_complete=completes
+        )(function)  # fmt: skip
     return function
 
 
