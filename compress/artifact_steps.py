@@ -112,8 +112,12 @@ def sample(dataset: Dataset, count: int) -> Samples:
 def answers_of(
     store: Store, artifact: Artifact, images: np.ndarray, runtime: str = "ort_cpu", plugins: tuple[Path, ...] = ()
 ) -> np.ndarray:
-    threads, scratch = environment.allowed_threads(), store.root / "scratch"
-    return bench.answers(artifact, runtime, images, threads=threads, scratch=scratch, plugins=plugins)
+    """Logits `[N,K]` of images uint8 `[N,H,W,C]`, with all threads where images go in batches. Runtimes with formats of
+    their own answer one image at a time, where a second thread mostly waits; ncnn's spins, which on a busy machine
+    takes a hundred times as long.
+    """
+    threads = environment.allowed_threads() if artifact.format in ("onnx", "torch") else 1
+    return bench.answers(artifact, runtime, images, threads=threads, scratch=store.root / "scratch", plugins=plugins)
 
 
 def onnx_artifact(job: Job, stage: str, path: Path, precision: str, facts: dict[str, Any]) -> Artifact:
