@@ -173,7 +173,9 @@ def answers_and_facts(
             text = readable(failure, str(copy), artifact.path)
             if failure.stage == "load" and failure.kind not in NOT_THE_FILE:
                 raise _rejected(artifact.path, text) from failure
-            raise Unmeasurable(f"{artifact.path} gave no answers in {runtime}: {text}") from failure
+            # a converted file lies in the store, under a name that says nothing
+            name = artifact.path if artifact.format in ("onnx", "torch") else artifact.stage
+            raise Unmeasurable(f"{name} gave no answers in {runtime}: {text}") from failure
         logits = np.load(work / "logits.npy")
     classes = len(artifact.class_names) or logits.shape[1]
     if logits.shape != (len(images), classes):

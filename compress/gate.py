@@ -127,7 +127,7 @@ def _drop_gate(document: dict[str, Any], runtime: str, points: float) -> Gate:
         None,
     )
     estimate = judged["difference_fraction"] if judged else missing(f"not evaluated in {runtime}")
-    if estimate["value"] is None:
+    if judged is None or estimate["value"] is None:
         return {**row, "value": fmt.absent(estimate["reason"]), "status": "inconclusive"}
     word = stats.accuracy_verdict(estimate["low"], estimate["high"], points / 100)
     status = {"kept": "pass", "lost": "fail"}.get(word, "inconclusive")

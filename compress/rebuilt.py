@@ -31,7 +31,7 @@ class Rebuilt(Graph):
         # imported for what it registers: torch's operators of quantized tensors
         import torch.ao.quantization.fx._decomposed  # noqa: F401
 
-        super().__init__(_apart(model))
+        super().__init__(_apart(_on_one_grid(model)))
         self.float_weights = float_weights
         self.per_channel: dict[str, int] = {}  # output of a DequantizeLinear → the number of its scales' buffer
         for node in self.nodes:
@@ -100,6 +100,50 @@ class Rebuilt(Graph):
         return super().run(node, inputs)
 
 
+def _on_one_grid(model: Any) -> Any:
+    """The model with the inputs of every Concat on the levels of its output, where a QuantizeLinear reads that and only
+    that: the same integers, since rounding twice to the same levels is rounding once. XNNPACK joins no tensors of
+    different scales.
+    """
+    import onnx
+    from onnx import helper
+
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    readers: dict[str, list[Any]] = {}
+    makers = {name: node for node in twin.graph.node for name in node.output}
+    for node in twin.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[Any] = []
+    for node in twin.graph.node:
+        after = readers.get(node.output[0], [])
+        if node.op_type == "Concat" and len(after) == 1 and after[0].op_type == "QuantizeLinear":
+            scheme = list(after[0].input[1:])
+            for place, name in enumerate(node.input):
+                maker = makers.get(name)
+                if maker is None or maker.op_type != "DequantizeLinear" or list(maker.input[1:]) == scheme:
+                    continue
+                levels, number = f"{node.output[0]}.levels.{place}", f"{node.output[0]}.number.{place}"
+                nodes.append(helper.make_node("QuantizeLinear", [name, *scheme], [levels]))
+                nodes.append(helper.make_node("DequantizeLinear", [levels, *scheme], [number]))
+                node.input[place] = number
+        nodes.append(node)
+    return _with_nodes(twin, nodes)
+
+
+def _with_nodes(model: Any, nodes: list[Any]) -> Any:
+    """The model with these nodes, some of which may be its own."""
+    import onnx
+
+    kept = [onnx.NodeProto() for _ in nodes]
+    for one, node in zip(kept, nodes, strict=True):
+        one.CopyFrom(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
+
+
 def _apart(model: Any) -> Any:
     """The model with a DequantizeLinear of its own for every reader, as torch's quantization writes it: partitioners
     follow the pairs of one operator at a time.
@@ -123,9 +167,4 @@ def _apart(model: Any) -> Any:
                 node.input[place] = copy.output[0]
             taken.add(name)
         nodes.append(node)
-    kept = [onnx.NodeProto() for _ in nodes]
-    for one, node in zip(kept, nodes, strict=True):
-        one.CopyFrom(node)
-    del twin.graph.node[:]
-    twin.graph.node.extend(kept)
-    return twin
+    return _with_nodes(twin, nodes)

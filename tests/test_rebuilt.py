@@ -76,6 +76,47 @@ def test_every_reader_has_a_pair_of_its_own(tmp_path):
     assert add.args[0] is not add.args[1] and all("dequantize" in str(each.target) for each in add.args)
 
 
+def joined(path: Path) -> onnx.ModelProto:
+    """The concatenation of an image and its double, each in levels of its own, as a QDQ file."""
+    constants = {
+        "s": np.float32(1 / 255), "t": np.float32(0.003), "u": np.float32(0.009), "z": np.uint8(0), "o": np.uint8(7),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["x"]),
+        helper.make_node("Add", ["x", "x"], ["sum"]),
+        helper.make_node("QuantizeLinear", ["sum", "t", "o"], ["qs"]),
+        helper.make_node("DequantizeLinear", ["qs", "t", "o"], ["twice"]),
+        helper.make_node("Concat", ["x", "twice"], ["both"], axis=1),
+        helper.make_node("QuantizeLinear", ["both", "u", "z"], ["qb"]),
+        helper.make_node("DequantizeLinear", ["qb", "u", "z"], ["logits"]),
+    ]
+    given = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 2, 8, 8])]
+    answer = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4, 8, 8])]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", given, answer, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return model
+
+
+def test_what_is_joined_has_one_scale_and_the_same_numbers(tmp_path):
+    """XNNPACK opens no file that joins tensors of different scales."""
+    model = joined(tmp_path / "m.onnx")
+    program = exported(Rebuilt(model), 1, 2, 8, 8)
+    (cat,) = [node for node in program.graph.nodes if node.op == "call_function" and "cat" in str(node.target)]
+    schemes = {each.args[1:3] for each in cat.args[0]}
+    (after,) = cat.users
+    assert schemes == {after.args[1:3]} and all("dequantize" in str(each.target) for each in cat.args[0])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
+    inputs = np.random.default_rng(0).random((1, 2, 8, 8), dtype=np.float32)
+    got = program.module()(torch.from_numpy(inputs)).detach().numpy()
+    assert np.abs(got - session.run(None, {"input": inputs})[0]).max() < 1e-6
+
+
 def test_weights_that_are_not_symmetric_are_refused(tmp_path):
     model = quantized(tmp_path / "m.onnx", np.uint8, np.uint8)
     (zero,) = [t for t in model.graph.initializer if t.name == "wz"]

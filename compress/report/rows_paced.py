@@ -18,8 +18,9 @@ def paced_rows(facts: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[
 def _row(cell: dict[str, Any], visits: list[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any]:
     queries, late = sum(v["n"] for v in visits), sum(v["late"] for v in visits)
     medians = [v["median_ns"] for v in visits]
-    bounds = stats.bootstrap_median(medians, run["seed"]) if len(medians) > 1 else (None, None)
-    latency = measured(stats.median(medians), *bounds, reason="" if len(medians) > 1 else "one round only")
+    latency = measured(stats.median(medians), reason="one round only")
+    if len(medians) > 1:
+        latency = measured(stats.median(medians), *stats.bootstrap_median(medians, run["seed"]))
     return {
         **{key: cell[key] for key in ("cell", "stage", "runtime", "threads")},
         "fps": run["fps"],
