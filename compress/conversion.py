@@ -21,7 +21,7 @@ from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
-VERSIONS = {"convert": 1}
+VERSIONS = {"convert": 2}
 TIMEOUT_S = 900.0
 MEMORY_BYTES = 12 << 30
 # What a converter may fill: its largest file, and all of its folder

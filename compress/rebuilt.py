@@ -21,7 +21,8 @@ HALF = 128  # between the levels of uint8 and those of int8
 
 class Rebuilt(Graph):
     """The graph of the ONNX `model`. Weights are held as int8 levels or, where `float_weights`, as the numbers that
-    these stand for, rounded to their levels at every call: LiteRT's converter knows quantized weights by that.
+    these stand for, rounded to their levels at every call: LiteRT's converter knows quantized weights by that. It also
+    brings what is joined to one scale in its own way, and refuses a graph that says how.
 
     Raises InputRejected for an operator that torch has no counterpart of here, named, and for weights whose levels are
     not symmetric.
@@ -31,7 +32,7 @@ class Rebuilt(Graph):
         # imported for what it registers: torch's operators of quantized tensors
         import torch.ao.quantization.fx._decomposed  # noqa: F401
 
-        super().__init__(_apart(_on_one_grid(model)))
+        super().__init__(_apart(model if float_weights else _on_one_grid(model)))
         self.float_weights = float_weights
         self.per_channel: dict[str, int] = {}  # output of a DequantizeLinear → the number of its scales' buffer
         for node in self.nodes:
