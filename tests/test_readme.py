@@ -5,8 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from compress.cli.main import compress as group
 from compress.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +111,13 @@ def test_make_targets_do_what_the_readme_says():
     assert re.search(r"^demo:", makefile, re.M) and re.search(r"^test:", makefile, re.M)
     assert "run --student mobilenet --kd fitnet --quantize int8" in makefile
     assert "compress run --student mobilenet --kd fitnet --quantize int8" in README
+
+
+def test_every_command_is_listed_as_its_help_says():
+    context = click.Context(group)
+    helps = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    lines = [f"| `compress {name}` | {each.get_short_help_str(200)} |" for name, each in helps.items() if each]
+    assert re.findall(r"^\| `compress \w+` \|.*$", README, re.M) == lines
 
 
 def test_links_and_pictures_exist():
