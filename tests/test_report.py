@@ -94,7 +94,8 @@ def _artifact(stage: str, file: str, size_bytes: int, parameters: int, macs: int
 
 
 def _judged(stage: str, runtime: str, correct: int, lost: int | None, won: int | None, failure: str = "") -> dict:
-    counts = {"correct": correct, "top5_correct": 9_970, "teacher_only": lost, "this_only": won, "agree": 9_500}
+    agree = 9_980 - (lost or 0) - (won or 0)  # 20 are wrong in another way
+    counts = {"correct": correct, "top5_correct": 9_970, "teacher_only": lost, "this_only": won, "agree": agree}
     empty = dict.fromkeys(counts)
     where = {"stage": stage, "runtime": runtime, "n": 0 if failure else 10_000, "failure": failure}
     return {**where, **(empty if failure else counts)}
@@ -333,6 +334,17 @@ def test_short_tier_is_stamped_everywhere(facts):
     document = report.document_of(facts)
     assert "quick tier" in _Page(html.render(document)).text
     assert "quick tier" in markdown.render(document) and "quick tier" in report.summary(document)
+
+
+def test_flips_are_told_beside_the_agreement(facts, document):
+    row = next(r for r in document["derived"]["accuracy"] if (r["stage"], r["runtime"]) == ("int8", "ort_cpu"))
+    assert row["flips"] == {"lost": 279, "won": 248, "other": 20}
+    words = "flips: 279 right to wrong, 248 wrong to right, 20 wrong to wrong"
+    assert words in _Page(html.render(document)).text and words in markdown.render(document)
+    impossible = copy.deepcopy(facts)
+    next(r for r in impossible["accuracy"] if r["stage"] == "int8" and r["n"])["agree"] = 9_990
+    with pytest.raises(InputRejected, match="contradict each other"):
+        report.document_of(impossible)
 
 
 def test_copies_to_a_device_are_shown_where_there_are_any(facts):

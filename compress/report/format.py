@@ -184,3 +184,9 @@ def timing_words(document: dict[str, Any]) -> str:
     if added["value"] is None:
         return f"What timing adds to a query was {absent(added['reason'])}."
     return f"Timing a query adds {significant(added['value'] / 1e3)} µs to it."
+
+
+def flips_words(flips: dict[str, int]) -> str:
+    """`flips: 5 right to wrong, 3 wrong to right, 2 wrong to wrong`."""
+    parts = (("lost", "right to wrong"), ("won", "wrong to right"), ("other", "wrong to wrong"))
+    return "flips: " + ", ".join(f"{count(flips[key])} {words}" for key, words in parts)

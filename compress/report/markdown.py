@@ -167,7 +167,8 @@ def _comparison_lines(document: dict[str, Any]) -> list[str]:
     for row in derived["accuracy"]:
         if row["verdict"]:
             words = f"{row['stage']} on {row['runtime']}: {fmt.points_interval(row['difference_fraction'])} of top-1"
-            lines.append(f"- {escaped(_with_verdict(words, row['verdict']))}")
+            flips = f"; {fmt.flips_words(row['flips'])}" if row["flips"] else ""
+            lines.append(f"- {escaped(_with_verdict(words, row['verdict']) + flips)}")
     return lines
 
 

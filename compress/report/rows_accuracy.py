@@ -25,7 +25,7 @@ def more_images(difference: Estimate, margin: float, n: int) -> int | None:
 
 
 def _against_teacher(row: dict[str, Any], is_teacher: bool, margin: float) -> dict[str, Any]:
-    nothing = {"mcnemar_p": None, "verdict": "", "more_images": None}
+    nothing = {"mcnemar_p": None, "verdict": "", "more_images": None, "flips": None}
     agree = row.get("agree")
     agreement = missing("agreement was not counted") if agree is None else measured(agree / row["n"])
     if is_teacher:
@@ -42,7 +42,18 @@ def _against_teacher(row: dict[str, Any], is_teacher: bool, margin: float) -> di
         "verdict": verdict,
         "more_images": more_images(difference, margin, row["n"]) if verdict == "undecided" else None,
         "agreement_fraction": agreement,
+        "flips": None if agree is None else _flips(row["n"], agree, lost, won),
     }
+
+
+def _flips(n: int, agree: int, lost: int, won: int) -> dict[str, int]:
+    """Answers that differ from the teacher's: right to wrong, wrong to right, and wrong to another wrong one. Equal
+    accuracy can hide many ("Accuracy is Not All You Need", arXiv 2407.09141). Raises ValueError for impossible counts.
+    """
+    other = n - agree - lost - won
+    if other < 0:
+        raise ValueError(f"of {n} images {agree} are answered alike, yet {lost + won} are right on one side only")
+    return {"lost": lost, "won": won, "other": other}
 
 
 def _proportion(correct: int | None, n: int, reason: str) -> Estimate:
@@ -54,7 +65,10 @@ def _row(row: dict[str, Any], teacher: str, margin: float) -> dict[str, Any]:
     reason = row["failure"] or ("" if row["n"] else "no image was evaluated")
     if reason:
         keys = ("top1_fraction", "top5_fraction", "agreement_fraction", "difference_fraction")
-        empty = {"mcnemar_p": None, "verdict": "", "more_images": None, "n": 0, "correct": None, "failure": reason}
+        empty = {
+            "mcnemar_p": None, "verdict": "", "more_images": None, "flips": None, "n": 0, "correct": None,
+            "failure": reason,
+        }  # fmt: skip
         return {**identity, **{key: missing(reason) for key in keys}, **empty}
     return {
         **identity,

@@ -141,6 +141,13 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
     return table("Latency in detail", heads, rows)
 
 
+def _agreement(row: dict[str, Any]) -> Markup:
+    if not row["flips"]:
+        return plain(row["agreement_fraction"], fmt.percent)
+    said = element("small", fmt.flips_words(row["flips"]))
+    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), said, class_="n")
+
+
 def accuracy_detail(document: dict[str, Any]) -> Markup:
     """One row an artifact and runtime: all that was counted on the report split."""
     heads = ("stage, runtime", "images", "top-1 (95 %)", "top-5 (95 %)", "against the teacher", "McNemar",
@@ -163,7 +170,7 @@ def accuracy_detail(document: dict[str, Any]) -> Markup:
                 number(row["difference_fraction"], fmt.points_interval, row["verdict"]),
                 element("td", "" if p is None else fmt.p_value(p),
                         element("small", f"about {fmt.about(more)} more images needed") if more else None, class_="n"),
-                plain(row["agreement_fraction"], fmt.percent),
+                _agreement(row),
             )
         )  # fmt: skip
     return table("Accuracy in detail", heads, rows)
