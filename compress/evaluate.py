@@ -24,6 +24,18 @@ def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None =
     return facts
 
 
+def class_counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray) -> dict[str, list[int]]:
+    """`counts` of each class apart: lists of `n`, `correct`, `teacher_only` and `this_only`, as long as there are
+    classes; `baseline` are the teacher's logits.
+    """
+    right, base_right = logits.argmax(1) == labels, baseline.argmax(1) == labels
+    chosen = {
+        "n": np.ones(len(labels), bool), "correct": right, "teacher_only": base_right & ~right,
+        "this_only": right & ~base_right,
+    }  # fmt: skip
+    return {k: np.bincount(labels[mask], minlength=logits.shape[1]).tolist() for k, mask in chosen.items()}
+
+
 def noise_images(facts: dict[str, Any]) -> float:
     """One standard error of the difference of right answers from the baseline's, in images: that of paired counts,
     √(b + c − (b − c)²/n). At least that of one image, since none that differs is no proof that none would.

@@ -86,6 +86,7 @@ def _accuracy(
         base = artifact_steps.answers_step(job, store, *teacher, job.splits.report)
         row |= evaluate.counts(logits, job.splits.report.labels, base)
         row["teacher_only"] = row.pop("baseline_only")
+        row["classes"] = evaluate.class_counts(logits, job.splits.report.labels, base)
     except CompressError as error:
         row["failure"] = error.message
     return row

@@ -97,6 +97,17 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * tail / 2**pairs)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values, in their order, adjusted for their number by Holm's step-down method (Scandinavian Journal of
+    Statistics 6, 1979): calling those below a level significant errs in no more than that share of such families.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
 def paired_difference(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float, float]:
     """(difference, low, high) of top-1 fractions, student minus teacher, judged on the same `n` images.
 

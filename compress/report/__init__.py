@@ -13,6 +13,7 @@ from typing import Any
 from compress.errors import InputRejected
 from compress.report import html, markdown
 from compress.report.rows import derive
+from compress.report.rows_classes import CLASSES_FILE, classes_csv
 from compress.report.schema import validate
 from compress.store import write_atomic
 
@@ -59,7 +60,8 @@ def to_json(document: dict[str, Any]) -> str:
 
 
 def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Write `report.json`, `report.md` and `report.html` into `folder`, each whole or not at all.
+    """Write `report.json`, `report.md` and `report.html` into `folder`, each whole or not at all, and `classes.csv`
+    where the answers were counted by class.
 
     Returns the paths under "json", "md" and "html". Raises InputRejected when a field of `facts` is missing or wrong,
     or when `folder` cannot be written.
@@ -71,6 +73,8 @@ def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, text in texts.items():
             write_atomic(paths[kind], text.encode())
+        if found := document["derived"]["classes"]:
+            write_atomic(folder / CLASSES_FILE, classes_csv(found["rows"]).encode())
     except OSError as error:
         raise InputRejected(
             f"cannot write the report into {folder}: {error.strerror or error}", hint="choose a folder with --out"

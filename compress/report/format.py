@@ -190,3 +190,18 @@ def flips_words(flips: dict[str, int]) -> str:
     """`flips: 5 right to wrong, 3 wrong to right, 2 wrong to wrong`."""
     parts = (("lost", "right to wrong"), ("won", "wrong to right"), ("other", "wrong to wrong"))
     return "flips: " + ", ".join(f"{count(flips[key])} {words}" for key, words in parts)
+
+
+def classes_words(found: dict[str, Any]) -> str:
+    """What the worst class lost, beside what chance makes of the worst of so many."""
+    rows = found["rows"]
+    worst = rows[0]
+    texts = [
+        f"{found['stage']} in {found['runtime']}: the worst of {count(len(rows))} classes is "
+        f"{worst['name']}, {_signed_points(worst['difference_fraction']['value'])} points against the teacher; by "
+        f"chance alone the worst of them would reach {_signed_points(found['chance_fraction'])} in one of twenty cases",
+        f"{found['worse']} of them {'is' if found['worse'] == 1 else 'are'} worse beyond chance",
+    ]
+    if found["without_images"]:
+        texts.append(f"{found['without_images']} without an image")
+    return "; ".join(texts) + "."

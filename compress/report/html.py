@@ -21,6 +21,7 @@ from compress.report import (
 )
 from compress.report.labels import Labels, labels_of, timed
 from compress.report.markup import Markup, clean, element, escape, join
+from compress.report.rows_classes import CLASSES_FILE, SHOWN
 
 _FOLDER = Path(__file__).parent
 _ICONS = {
@@ -225,6 +226,14 @@ def _converted(document: dict[str, Any]) -> Markup | None:
     return _section("Files for other runtimes", _note(words.CONVERTED), tables.converted(document))
 
 
+def _classes(document: dict[str, Any]) -> Markup | None:
+    found = document["derived"]["classes"]
+    if not found:
+        return None
+    rest = f" Shown are {SHOWN}; all are in {CLASSES_FILE} beside this file." if len(found["rows"]) > SHOWN else ""
+    return _section("Class by class", _note(fmt.classes_words(found) + rest), tables.classes(document))
+
+
 def _paced(document: dict[str, Any]) -> Markup | None:
     if not document["derived"]["paced"]:
         return None
@@ -310,6 +319,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _tree(document),
         _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document)),
+        _classes(document),
         _section("Artifacts", tables.artifacts(document)),
         _environment(document),
         _reproduce(document),

@@ -268,6 +268,8 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), "", escaped(fmt.timing_words(document)), ""]
+    if document["derived"]["classes"]:
+        parts += ["## Class by class", "", escaped(fmt.classes_words(document["derived"]["classes"])), ""]
     if document["derived"]["paced"]:
         parts += [f"## {fmt.paced_title(document)}", "", *_paced_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]

@@ -1,7 +1,7 @@
 """From raw facts to every number that a report shows. No other module derives one.
 
 The parts are in `rows_cells` (latency), `rows_validity`, `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder`,
-`rows_elsewhere`, `rows_paced` and `rows_verdict`.
+`rows_elsewhere`, `rows_paced`, `rows_classes` and `rows_verdict`.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from compress import stats
 from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import aa_row, cell_rows, teacher_stage
+from compress.report.rows_classes import class_rows
 from compress.report.rows_converted import converted_rows
 from compress.report.rows_elsewhere import elsewhere_rows
 from compress.report.rows_ladder import ladder_rows
@@ -55,7 +56,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `converted`, `paced`, `verdict`, `warnings`, `timer_ns`, `teacher`, `primary_cell`, `short_tier`.
+    `converted`, `paced`, `classes`, `verdict`, `warnings`, `timer_ns`, `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -80,6 +81,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "elsewhere": elsewhere_rows(facts),
         "converted": converted_rows(facts),
         "paced": paced_rows(facts, cells),
+        "classes": class_rows(facts, row),
         "verdict": verdict(facts, cell, row, aa, size),
         "warnings": sentences(cells),
         "timer_ns": timer_ns(facts),

@@ -7,6 +7,7 @@ from compress.report import format as fmt
 from compress.report.labels import Labels
 from compress.report.markup import Markup, element, join
 from compress.report.rows_cells import NATIVE_RUNTIME
+from compress.report.rows_classes import SHOWN
 
 _TONES = {
     "refused": "fail", "failed": "fail",
@@ -299,6 +300,23 @@ def converted(document: dict[str, Any]) -> Markup:
             )
         )
     return table("Files for other runtimes", heads, rows)
+
+
+def classes(document: dict[str, Any]) -> Markup:
+    """One row a class, those that lost most first; of very many only these."""
+    heads = ("class", "images", "top-1 (95 %)", "against the teacher", "p, for all classes")
+    rows = [
+        element(
+            "tr",
+            element("th", row["name"], scope="row"),
+            element("td", fmt.count(row["n"]), class_="n"),
+            number(row["top1_fraction"], fmt.percent_interval),
+            number(row["difference_fraction"], fmt.points_interval, row["word"]),
+            element("td", fmt.p_value(row["p"]), class_="n"),
+        )
+        for row in document["derived"]["classes"]["rows"][:SHOWN]
+    ]
+    return table("Class by class", heads, rows)
 
 
 def paced(document: dict[str, Any]) -> Markup:
