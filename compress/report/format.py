@@ -198,7 +198,7 @@ def classes_words(found: dict[str, Any]) -> str:
     worst = rows[0]
     texts = [
         f"{found['stage']} in {found['runtime']}: the worst of {count(len(rows))} classes is "
-        f"{worst['name']}, {_signed_points(worst['difference_fraction']['value'])} points against the teacher; by "
+        f"“{worst['name']}”, {_signed_points(worst['difference_fraction']['value'])} points against the teacher; by "
         f"chance alone the worst of them would reach {_signed_points(found['chance_fraction'])} in one of twenty cases",
         f"{found['worse']} of them {'is' if found['worse'] == 1 else 'are'} worse beyond chance",
     ]

@@ -146,7 +146,7 @@ def _agreement(row: dict[str, Any]) -> Markup:
     if not row["flips"]:
         return plain(row["agreement_fraction"], fmt.percent)
     said = element("small", fmt.flips_words(row["flips"]))
-    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), said, class_="n")
+    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), said)
 
 
 def accuracy_detail(document: dict[str, Any]) -> Markup:
