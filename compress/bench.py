@@ -19,11 +19,11 @@ from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
 from compress.store import file_digest, folder_digest
 from compress.types import Artifact, Measurement
+from compress.worker import START_ALLOWANCE_S
 
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
 POOL_SIZE = 128
 ANSWER_BATCH = 64
-START_ALLOWANCE_S = 120.0
 INSPECT_MEMORY_BYTES = 8 << 30
 LARGEST_ONNX_BYTES = 2 << 30  # protobuf's own limit
 # Failures of opening that are the machine's and not the file's; the adapters' contract, see runtimes/__init__.py.

@@ -35,7 +35,8 @@ class Session:
 
     def __init__(self, model: Path, package: Path, threads: int, command: Callable[[str, Path], list[str]]):
         """`package` is the folder of onnxruntime-web; `command(url, home)` starts a program that runs the client at
-        `url` and may write into `home`. Raises RuntimeError, or ValueError when the file is to blame.
+        `url` and may write into `home`. Raises RuntimeError, also for another number of threads, or ValueError when
+        the file is to blame.
         """
         self._tasks: SimpleQueue = SimpleQueue()
         self._answers: SimpleQueue = SimpleQueue()
@@ -59,13 +60,29 @@ class Session:
                 env={**os.environ, "TMPDIR": "."},
             )  # fmt: skip
         threading.Thread(target=self._notice_the_end, daemon=True).start()
-        self.facts = self._answer(START_S)[0]
+        try:
+            self.facts = self._answer(START_S)[0]
+            if self.facts["threads"] != threads:
+                raise RuntimeError(f"asked for {threads} threads, got {self.facts['threads']}")
+        except BaseException:  # a program that gave no session is not left running
+            self.close()
+            raise
 
     def ask(self, inputs: np.ndarray) -> tuple[np.ndarray, int]:
         """(logits float32 `[B,K]`, ns that the inference took there) of inputs float32 `[B,C,H,W]`."""
         self._tasks.put((inputs.shape, np.ascontiguousarray(inputs, dtype="<f4").tobytes()))
         facts, body = self._answer(ANSWER_S)
         return np.frombuffer(body, dtype="<f4").reshape(facts["shape"]), int(facts["ms"] * 1e6)
+
+    def effective(self) -> dict[str, Any]:
+        """The settings in effect, as the program gave them back."""
+        batch = self.facts["batch"]
+        return {
+            "host": self.facts["host"],
+            "intra_op_threads": self.facts["threads"],
+            "create_ms": round(self.facts["create_ms"], 3),
+            "fixed_batch": batch if isinstance(batch, int) else 0,
+        }
 
     def close(self) -> None:
         """Ends the program and the server."""

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from compress import bench, facts, probing, report, worker
 from compress.cli.main import compress as group
-from compress.errors import UsageError
+from compress.errors import InputRejected, UsageError
 from compress.report import format as fmt
 from compress.report import html, markdown
 from compress.types import Scenario
@@ -129,6 +129,14 @@ def test_a_runtime_of_one_batch_size_refuses_another(tmp_path, monkeypatch):
 def test_flags_that_make_no_sense(flags, message):
     done = CliRunner().invoke(group, ["bench", str(RUN / "student.onnx"), "--synthetic", *flags])
     assert isinstance(done.exception, UsageError) and message in done.exception.message
+
+
+def test_a_rate_that_is_not_named_is_a_contradiction():
+    source = json.loads((RUN.parents[1] / "reports" / "digits-mobilenet" / "report.json").read_text())
+    visit = next(m for m in source["measurements"] if m["visits"])["visits"][0]
+    visit["paced"] = {"n": 1, "median_ns": 1.0, "quantiles_ns": [1, 1], "late": 0, "longest_late_run": 0}
+    with pytest.raises(InputRejected, match="`run` does not name it"):
+        report.document_of({k: v for k, v in source.items() if k != "derived"})
 
 
 def test_a_report_without_a_rate_says_nothing_of_one(tmp_path):

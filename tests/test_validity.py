@@ -1,9 +1,13 @@
 """What speaks against a latency: each rule on rounds made for it, and not on rounds without anything against them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from compress import environment
+from compress import environment, report
+from compress.errors import InputRejected
 from compress.report import rows_validity
 
 ROUNDS = 10
@@ -89,3 +93,16 @@ def test_stolen_ticks(tmp_path):
     assert environment.cpu_ticks(tmp_path / "none") == (0, 0)
     stolen, ticks = environment.cpu_ticks()
     assert 0 <= stolen <= ticks
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("timer_ns", "0"), ("steal_fraction", None), ("block_ns", "x"), ("throttled_periods", []), ("steady", "no")],
+)
+def test_what_the_rules_read_is_checked_first(field, value):
+    """A hostile or damaged report is refused by the name of the field."""
+    source = Path(__file__).parents[1] / "reports" / "digits-mobilenet" / "report.json"
+    facts = {k: v for k, v in json.loads(source.read_text()).items() if k != "derived"}
+    next(m for m in facts["measurements"] if m["visits"])["visits"][0][field] = value
+    with pytest.raises(InputRejected, match=field):
+        report.document_of(facts)

@@ -216,6 +216,7 @@ send({"shape": [2, 1], "ms": 1.5}, given)
         ("import os; os.abort()", RuntimeError, "exit status -6"),
         (CLIENT + "send({'error': 'bad protobuf', 'blame': 'file'})", ValueError, "bad protobuf"),
         (CLIENT + "send({'error': 'no threads', 'blame': 'runtime'})", RuntimeError, "no threads"),
+        (CLIENT + "send({'threads': 1}).read()", RuntimeError, "asked for 3 threads, got 1"),
         ("import time; time.sleep(60)", RuntimeError, "no answer within 1 s"),
     ],
 )
@@ -223,6 +224,7 @@ def test_a_program_that_fails_says_so(script, kind, message, tmp_path, monkeypat
     monkeypatch.setattr(web_host, "START_S", 1.0)
     with pytest.raises(kind, match=message):
         session(tmp_path, script)
+    assert not _of_folder(tmp_path), "nothing of it goes on"
 
 
 def test_the_program_ends_with_its_parent(tmp_path):
@@ -231,7 +233,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import test_web
-opened = test_web.session(Path({str(tmp_path)!r}), test_web.CLIENT + "send({{'threads': 1}}).read()")
+opened = test_web.session(Path({str(tmp_path)!r}), test_web.CLIENT + "send({{'threads': 3}}).read()")
 print(opened.process.pid, flush=True)
 import os, signal
 os.kill(os.getpid(), signal.SIGKILL)

@@ -45,9 +45,9 @@ def command(
         max_size_bytes=units.size_bytes(max_size, "--max-size") if max_size else 0,
         min_speedup=min_speedup,
     )
-    path = _file(source)
+    path = options.report_file(source)
     document = report.load(path)
-    base = report.load(_file(against)) if against else None
+    base = report.load(options.report_file(against)) if against else None
     gates = gate.judge(document, limits, runtime=runtime, threads=threads, against=base)
     name = f"{document['run']['name']}: {document['shipped']}"
     _write(junit, gate.junit(gates, name), "wb")
@@ -61,10 +61,6 @@ def command(
     if code == gate.EXIT_UNCLEAR:
         options.next_step(f"compress bench models/{document['run']['name']} --tier standard, or more test images")
     sys.exit(code)
-
-
-def _file(source: Path) -> Path:
-    return source / "report.json" if source.is_dir() else source
 
 
 def _write(path: Path | None, content: bytes, mode: str) -> None:

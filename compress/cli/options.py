@@ -87,6 +87,11 @@ def existing_plugins(plugins: tuple[Path, ...]) -> tuple[Path, ...]:
     return tuple(p.resolve() for p in plugins)
 
 
+def report_file(source: Path) -> Path:
+    """A report, named by itself or by the folder that holds it."""
+    return source / "report.json" if source.is_dir() else source
+
+
 def next_step(text: str) -> None:
     """The last line of a command: what to do next. On stderr, as all messages."""
     click.echo(f"next   {text}", err=True)

@@ -38,7 +38,7 @@ def show(source: Path, out: Path | None, kind: str) -> None:
     from compress import report
     from compress.report import markdown
 
-    path = _file(source)
+    path = options.report_file(source)
     document = report.load(path)
     render = {"text": report.summary, "md": markdown.render, "json": report.to_json}[kind]
     click.echo(render(document))
@@ -63,13 +63,9 @@ def diff(before: Path, after: Path, kind: str) -> None:
     from compress import report
     from compress.report import compared, compared_text
 
-    found = compared.compare_reports(report.load(_file(before)), report.load(_file(after)))
+    found = compared.compare_reports(report.load(options.report_file(before)), report.load(options.report_file(after)))
     if kind == "json":
         click.echo(json.dumps(found, indent=1, sort_keys=True, allow_nan=False))
     else:
         click.echo({"text": compared_text.text, "md": compared_text.markdown}[kind](found))
     options.next_step(f"compress gate {after} --against {before}")
-
-
-def _file(source: Path) -> Path:
-    return source / "report.json" if source.is_dir() else source

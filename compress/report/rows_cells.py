@@ -69,14 +69,15 @@ def _latency(measurement: dict[str, Any], seed: int) -> Estimate:
 
 
 def _percentiles(measurement: dict[str, Any]) -> dict[str, Estimate]:
-    queries = sum(v["n"] for v in measurement["visits"])
-    values = pooled_quantiles(measurement["visits"], np.array(PERCENTILES) / 100)
-    return {
-        f"p{percentile}": measured(value)
-        if stats.percentile_allowed(percentile / 100, queries)
-        else missing(f"have {queries:,} queries, need {queries_needed(percentile):,}")
-        for percentile, value in zip(PERCENTILES, values, strict=True)
-    }
+    return {f"p{percentile}": percentile_of(measurement["visits"], percentile) for percentile in PERCENTILES}
+
+
+def percentile_of(visits: list[dict[str, Any]], percentile: int) -> Estimate:
+    """A percentile (ns) of all visits together, or how many queries it needs."""
+    queries = sum(visit["n"] for visit in visits)
+    if not stats.percentile_allowed(percentile / 100, queries):
+        return missing(f"have {queries:,} queries, need {queries_needed(percentile):,}")
+    return measured(pooled_quantiles(visits, np.array([percentile / 100]))[0])
 
 
 def percentile_interval(
@@ -85,13 +86,9 @@ def percentile_interval(
     """95 % interval (ns) of a pooled percentile, by resampling whole rounds: a neighbour's burst slows down all queries
     of a round, so that single queries would promise too much.
     """
-    visits, draw = measurement["visits"], np.random.default_rng(seed)
-    values = [
-        pooled_quantiles([visits[i] for i in draw.integers(0, len(visits), len(visits))], np.array([percentile / 100]))[
-            0
-        ]
-        for _ in range(resamples)
-    ]
+    visits, draw, fraction = measurement["visits"], np.random.default_rng(seed), np.array([percentile / 100])
+    picks = draw.integers(0, len(visits), (resamples, len(visits)))
+    values = [pooled_quantiles([visits[i] for i in pick], fraction)[0] for pick in picks]
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 

@@ -2,16 +2,18 @@
 
 from typing import Any
 
-import numpy as np
-
 from compress import stats
-from compress.report.estimates import measured, missing
-from compress.report.rows_cells import pooled_quantiles, queries_needed
+from compress.report.estimates import measured
+from compress.report.rows_cells import percentile_of
 
 
 def paced_rows(facts: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a cell that was asked at a rate. The share of late answers takes single queries for independent."""
+    """One row a cell that was asked at a rate. The share of late answers takes single queries for independent. Raises
+    ValueError where the rate is missing.
+    """
     of_cell = {m["cell"]: [v["paced"] for v in m["visits"] if "paced" in v] for m in facts["measurements"]}
+    if any(of_cell.values()) and not {"fps", "deadline_ns"} <= set(facts["run"]):
+        raise ValueError("queries came at a rate, and `run` does not name it")
     return [_row(cell, of_cell[cell["cell"]], facts["run"]) for cell in cells if of_cell[cell["cell"]]]
 
 
@@ -27,14 +29,8 @@ def _row(cell: dict[str, Any], visits: list[dict[str, Any]], run: dict[str, Any]
         "deadline_ns": run["deadline_ns"],
         "queries": queries,
         "latency_ns": latency,
-        "p99_ns": _p99(visits, queries),
+        "p99_ns": percentile_of(visits, 99),
         "late_fraction": measured(late / queries, *stats.wilson(late, queries)),
         "longest_late_run": max(v["longest_late_run"] for v in visits),
         "against_back_to_back": measured(latency["value"] / cell["latency_ns"]["value"]),
     }
-
-
-def _p99(visits: list[dict[str, Any]], queries: int) -> dict[str, Any]:
-    if not stats.percentile_allowed(0.99, queries):
-        return missing(f"have {queries:,} queries, need {queries_needed(99):,}")
-    return measured(pooled_quantiles(visits, np.array([0.99]))[0])
