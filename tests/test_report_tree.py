@@ -103,7 +103,7 @@ def test_the_page_shows_every_filter_that_there_is_and_every_path(depth: int, dr
     assert "<b>no" not in page and " style=" not in page
     assert document["derived"]["tree"]["samples"][0]["turns"] == ["right"] * depth
     text = markdown.render(document)
-    assert text.count(", ".join(["right"] * depth)) == 2
+    assert text.count(": " + ", ".join(["right"] * depth) + " → ") == 2
 
 
 def test_reports_without_a_tree_have_no_section() -> None:
