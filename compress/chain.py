@@ -204,8 +204,9 @@ def _climbed(job: Job, store: Store, parent: Link, teachers: tuple[Step, ...]) -
     what = f"{ladder.describe(rungs)}, calibrated on {best.step.facts['calibration_images']} train images"
     seconds = sum(row["seconds"] for rung in rungs for row in rung["tried"])
     step = replace(best.step, facts={**best.step.facts, "seconds": round(seconds, 3)})
+    notes = [*best.step.facts.get("notes", []), *ladder.doubts(best, job)]
     link = Link(
         artifact=best.artifact, parent=parent.artifact.stage, what=what, step=step,
-        facts={**best.step.facts, "ladder": rungs},
+        facts={**best.step.facts, "ladder": rungs, "notes": notes},
     )  # fmt: skip
     return _judged(job, store, link, parent, gate=True)

@@ -1,8 +1,11 @@
 """Evaluate: what an artifact's own bytes answer, counted. Facts only; intervals are made in `report/rows.py`."""
 
+import math
 from typing import Any
 
 import numpy as np
+
+_ONE_SIDED_95 = 1.645  # standard errors of a normal distribution
 
 
 def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None = None) -> dict[str, Any]:
@@ -53,4 +56,11 @@ def most_drop_points(facts: dict[str, Any]) -> float:
     """The top-1 lost against the baseline that there may be on other images, in points: the upper end of its one-sided
     95 % interval.
     """
-    return drop_points(facts) + 100.0 * 1.645 * noise_images(facts) / facts["n"]
+    return drop_points(facts) + 100.0 * _ONE_SIDED_95 * noise_images(facts) / facts["n"]
+
+
+def fewest_images(drop: float) -> float:
+    """How many images it takes at least to show with 95 % confidence that no more than `drop` points are lost: as many
+    as when no answer differs. Infinite for 0 points.
+    """
+    return math.ceil(100.0 * _ONE_SIDED_95 / drop) if drop > 0 else math.inf

@@ -2,8 +2,9 @@
 
 Each rung is tried on top of those that helped. One that is no better on `select` than the best file so far is taken
 back; all are recorded with what they cost and gained. A file is good enough when its loss is within `max_drop` with
-95 % confidence: one that seems to be inside by the luck of few images is no reason to stop. Every file is a step of its
-own in the store, so a ladder that was stopped goes on, and one that is climbed again costs nothing.
+95 % confidence: one that seems to be inside by the luck of few images is no reason to stop. Where there are too few
+images for any file to be that sure, the loss itself decides, and it is said. Every file is a step of its own in the
+store, so a ladder that was stopped goes on, and one that is climbed again costs nothing.
 """
 
 import dataclasses
@@ -86,6 +87,8 @@ def climb(
             f"`{job.quantizer.name}` has no rung that can be tried here: {records[-1]['left_out']}",
             hint="take --quantize int8_auto, or run the whole chain with `compress run`",
         )
+    for doubt in doubts(best, job):
+        say(f"  {doubt}")
     return best, records
 
 
@@ -101,7 +104,20 @@ def _first_knobs(job: Job) -> dict[str, Any]:
 def _good_enough(best: Tried | None, job: Job) -> bool:
     if best is None:
         return False
+    if doubts(best, job):
+        return evaluate.drop_points(best.counts) <= job.recipe.max_drop
     return evaluate.most_drop_points(best.counts) <= job.recipe.max_drop
+
+
+def doubts(best: Tried, job: Job) -> list[str]:
+    """Why no file could be shown to be good enough with confidence, and what decides instead; else nothing."""
+    images, allowed = best.counts["n"], job.recipe.max_drop
+    fewest = evaluate.fewest_images(allowed)
+    if images >= fewest:
+        return []
+    enough = f"{fewest:,} would do" if allowed else "no number of images would"
+    return [f"{images:,} images of select cannot show with confidence that {allowed:g} points are lost at most "
+            f"({enough}): the ladder stopped by what was lost on them"]  # fmt: skip
 
 
 def describe(records: list[dict[str, Any]]) -> str:

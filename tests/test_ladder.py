@@ -1,13 +1,30 @@
 """The ladder of int8: order, what is left out and why, what is taken back, and what the report says of it."""
 
 import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from test_pruning_steps import digits
 from test_report import make_facts
 
-from compress import artifact_steps, environment, evaluate, int8_steps, ladder, plan, schedules
+from compress import (
+    artifact_steps,
+    augment,
+    environment,
+    evaluate,
+    int8_steps,
+    ladder,
+    plan,
+    qat_steps,
+    schedules,
+    train,
+)
 from compress.recipe import Recipe
 from compress.report import html, markdown, plots_ladder, rows, rows_ladder, schema
 from compress.store import Store
@@ -31,7 +48,11 @@ def made(tmp_path_factory):
     """(store, the trained student's step, its file)."""
     root = tmp_path_factory.mktemp("store")
     (root / "steps").mkdir()
-    store, job = Store(root), job_of()
+    return student_in(Store(root))
+
+
+def student_in(store: Store) -> tuple:
+    job = job_of()
     (student,) = schedules.students(job, store, ())
     exported = artifact_steps.export_step(job, store, "distilled", student.step)
     path = exported.folder / "model.onnx"
@@ -117,6 +138,20 @@ def test_a_loss_has_to_be_allowed_with_confidence(lost, won, max_drop, enough) -
     assert ladder._good_enough(found, job_of(max_drop=max_drop)) is enough
 
 
+@pytest.mark.parametrize(("images", "max_drop", "lost", "enough"),
+                         [(164, 1.0, 1, True), (164, 1.0, 2, False), (165, 1.0, 1, False), (165, 1.0, 0, True),
+                          (500, 0.0, 0, True), (500, 0.0, 1, False)])  # fmt: skip
+def test_too_few_images_to_be_sure_are_said_and_the_loss_itself_decides(images, max_drop, lost, enough) -> None:
+    """164.5 images: where none of them differs, the loss may still be one of them."""
+    counts = counted(images - lost, images - lost, lost=lost, won=0) | {"n": images, "baseline_correct": images}
+    found, job = int8_steps.Tried(how=None, step=None, artifact=None, counts=counts), job_of(max_drop=max_drop)
+    assert ladder._good_enough(found, job) is enough
+    said = ladder.doubts(found, job)
+    assert bool(said) is (images < 165 or not max_drop)
+    if said:
+        assert f"{images} images of select cannot show" in said[0] and ("165 would do" in said[0]) is bool(max_drop)
+
+
 def test_a_target_sets_the_first_knobs_and_the_user_has_the_last_word() -> None:
     assert ladder._first_knobs(job_of()) == STEPS
     assert ladder._first_knobs(job_of(target="cpu-avx2")) == STEPS | {"reduce_range": True}
@@ -136,6 +171,44 @@ def test_training_alone_is_one_rung(made, monkeypatch) -> None:
     assert best.how.trained and best.how.knobs == {"calibrator": "mse", "reduce_range": True}
     again, _ = ladder.climb(job_of(quantize="int8_qat:teacher_weight=0"), store, parent, student)
     assert again.step.reused and again.artifact == best.artifact
+
+
+def trained_in(root: Path) -> str:
+    """The digest of the file that training through the rounding makes in this store."""
+    store, student, parent = student_in(Store(root))
+    return ladder.climb(job_of(quantize="int8_qat:teacher_weight=0"), store, parent, student)[0].artifact.digest
+
+
+def child(root: str, most_steps: str) -> None:
+    """One process that trains in this store, killed before one more than so many steps."""
+    left, original = [int(most_steps)], augment.Augmenter.batch
+
+    def batch(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    train.CHECKPOINT_EVERY_S = -1.0  # every step is kept
+    augment.Augmenter.batch = batch
+    print(trained_in(Path(root)))
+
+
+@pytest.mark.slow
+def test_killed_amid_training_through_the_rounding_it_ends_with_the_same_bytes(made, tmp_path: Path) -> None:
+    for name in ("killed", "straight"):
+        shutil.copytree(made[0].root, tmp_path / name, ignore=lambda folder, names: {"locks"} & set(names))
+    here, root = Path(__file__), tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here.parent}"}
+    plan_ = qat_steps._plan(job_of(quantize="int8_qat:teacher_weight=0"))
+    steps, _ = plan_.steps(len(job_of().transfer.labels))
+    assert steps > 4
+    ends = []
+    for most in (3, steps - 3):  # the second has just as many as are left: none is done again
+        command = [sys.executable, str(here), str(root), str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        ends.append((done.returncode, done.stdout.strip()))
+    assert ends[0] == (-signal.SIGKILL, "") and ends[1] == (0, trained_in(tmp_path / "straight"))
 
 
 def test_it_stops_at_the_first_file_that_costs_no_more_than_allowed(made) -> None:
@@ -220,3 +293,7 @@ def test_the_plain_quantizer_stands_for_the_ladder_where_nothing_is_trained() ->
     job = job_of()
     assert artifact_steps.plain(job.quantizer).name == "int8"
     assert artifact_steps.plain(job_of(quantize="int8").quantizer).name == "int8"
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:])
