@@ -460,18 +460,21 @@ def test_hostile_stage_and_runtime_names_reach_plots_as_text(facts):
     assert "<i>&amp; · <b onload=x>" in page.text
 
 
-def test_page_asks_nothing_of_the_network_and_runs_nothing(document):
+def test_page_asks_nothing_of_the_network_and_runs_its_own_script_alone(document):
     rendered = html.render(document)
     page = _Page(rendered)
-    names = {e[0] for e in page.elements}
-    assert not names & {"script", "link", "iframe", "img", "object", "embed", "form", "base"}
+    names = [e[0] for e in page.elements]
+    script = (Path(html.__file__).parent / "page.js").read_text(encoding="utf-8")
+    assert names.count("script") == 1 and rendered.count(f"<script>{script}</script>") == 1
+    assert not {"link", "iframe", "img", "object", "embed", "form", "base"} & set(names)
     assert "svg" in names and "//" not in rendered
     assert not [a for _, attributes in page.elements for a in attributes if a in ("style", "src", "href")]
     assert "@import" not in page.style and "url(" not in page.style
     policy = next(a["content"] for e, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
-    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (page.style, script))
     assert policy == (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 

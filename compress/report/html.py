@@ -1,4 +1,4 @@
-"""The page: one self-contained file without script, made from the report's document alone."""
+"""The page: one self-contained file, whole without script, made from the report's document alone."""
 
 import base64
 import hashlib
@@ -19,9 +19,10 @@ from compress.report import (
     tables,
     words,
 )
-from compress.report.labels import Labels, labels_of, timed
+from compress.report.labels import Labels, drawn, labels_of, timed
 from compress.report.markup import Markup, clean, element, escape, join
 from compress.report.rows_classes import CLASSES_FILE, SHOWN
+from compress.report.table import pairs
 
 _FOLDER = Path(__file__).parent
 _ICONS = {
@@ -113,13 +114,15 @@ def _note(sentence: str) -> Markup:
 
 
 def _figure(title: str, caption: str, drawing: Markup | None, key: Markup | None = None) -> Markup:
-    body = element("div", drawing, class_="chart") if drawing else element("p", fmt.absent("no data"), class_="note")
+    # scrolls sideways on a narrow screen, by keyboard too
+    chart = element("div", drawing, class_="chart", tabindex="0", role="group", aria_label=title)
+    body = chart if drawing else element("p", fmt.absent("no data"), class_="note")
     return element("figure", element("h2", title), element("figcaption", caption), body, key if drawing else None)
 
 
 def _cell_key(document: dict[str, Any], labels: Labels, *, controls: bool = False) -> Markup:
     items = []
-    for cell in timed(document, controls=controls):
+    for cell in drawn(document, controls=controls):
         colour, twin = labels.colour(cell["stage"]), " twin" if cell["control"] else ""
         swatch = (
             svg.line(1, 7, 29, 7, f"line {colour} {labels.dash(cell['runtime'])}{twin}"),
@@ -158,29 +161,35 @@ def _line_key(lines: list[tuple[str, str]]) -> Markup:
     return element("ul", *items, class_="key")
 
 
+def _drawn_words(document: dict[str, Any]) -> str:
+    shown, every = len(drawn(document)), len(timed(document))
+    return "" if shown == every else f" {words.DRAWN.format(shown=shown, every=every)}"
+
+
 def _plots(document: dict[str, Any], labels: Labels) -> Markup:
+    some = _drawn_words(document)
     return element(
         "div",
         _figure(
             "Accuracy against latency",
-            words.PARETO,
+            words.PARETO + some,
             plots_comparison.accuracy_latency(document, labels),
             _runtime_key(document, labels),
         ),
         _figure(
             "How latency is distributed",
-            words.ECDF,
+            words.ECDF + some,
             plots_latency.distributions(document, labels),
             _cell_key(document, labels),
         ),
         _figure(
             "Speed-up",
-            words.FOREST,
+            words.FOREST + some,
             plots_comparison.speedups(document, labels),
         ),
         _figure(
             "Round by round",
-            words.ROUNDS,
+            words.ROUNDS + some,
             plots_latency.rounds(document, labels),
             _cell_key(document, labels, controls=True),
         ),
@@ -265,14 +274,14 @@ def _tree(document: dict[str, Any]) -> Markup | None:
 def _environment(document: dict[str, Any]) -> Markup:
     env, data = document["environment"], document["dataset"]
     quota = f"{env['cpu_quota']:g} cores" if env["cpu_quota"] else "no limit"
-    machine = tables.pairs([
+    machine = pairs([
         ("processor", env["cpu_model"]), ("instructions", " ".join(env["isa"])),
         ("cores allowed", env["cores_allowed"]),
         ("quota of the group", quota), ("memory", fmt.size(env["memory_bytes"])), ("GPU", env["gpu"] or "none"),
         ("system", env["system"]), ("Python", env["python"]), ("commit of the tool", env["commit"]),
         ("packages", ", ".join(f"{k} {v}" for k, v in sorted(env["packages"].items()))),
     ])  # fmt: skip
-    images = tables.pairs([
+    images = pairs([
         ("data set", data["name"]), ("train", fmt.count(data["train"])), ("select", fmt.count(data["select"])),
         ("calibrate", fmt.count(data["calibrate"])), ("report", fmt.count(data["report"])),
         ("input", " x ".join(map(str, data["input_shape"])) + " (channels, height, width)"),
@@ -291,7 +300,7 @@ def _reproduce(document: dict[str, Any]) -> Markup:
     return _section(
         "Reproduce",
         element("pre", run["command"]),
-        tables.pairs([("seed", run["seed"]), ("benchmark tier", run["tier"]),
+        pairs([("seed", run["seed"]), ("benchmark tier", run["tier"]),
                       ("allowed drop", f"{run['max_drop_points']:g} points of top-1"),
                       ("tool", f"{document['tool']['version']} {document['tool']['commit']}".strip()),
                       ("recipe digest", element("code", run["recipe_digest"])),
@@ -328,14 +337,19 @@ def _body(document: dict[str, Any]) -> Markup:
     return join(_header(document), main, element("footer", made))
 
 
+def _digest(text: str) -> str:
+    """As a content-security policy names it: of exactly the text between the tags."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
 def render(document: dict[str, Any]) -> str:
     """The page as text, a pure function of `document`. All text from the document is escaped."""
-    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
-    # Browsers hash exactly the text between the style tags.
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     return Template((_FOLDER / "template.html").read_text(encoding="utf-8")).substitute(
         title=escape(clean(f"{document['run']['name']}: compression report")),
         style=style,
-        style_hash=style_hash,
+        style_hash=_digest(style),
+        script=script,
+        script_hash=_digest(script),
         body=_body(document),
     )

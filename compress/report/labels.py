@@ -5,6 +5,7 @@ from typing import Any
 
 COLOURS = 7  # classes s0 … s6 of style.css; s0 is the teacher's
 SHAPES = ("circle", "square", "diamond", "triangle")
+MOST_DRAWN = 16  # cells in a plot that has a line or a row for each: more cannot be told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +62,22 @@ def timed(document: dict[str, Any], *, controls: bool = False) -> list[dict[str,
     """The cells that have a latency; A/A twins only when asked for."""
     cells = document["derived"]["cells"]
     return [c for c in cells if c["latency_ns"]["value"] is not None and (controls or not c["control"])]
+
+
+def drawn(document: dict[str, Any], *, controls: bool = False) -> list[dict[str, Any]]:
+    """The cells of `timed` that plots have room for: what the verdict speaks of, its baseline and control, the Pareto
+    front, then the others in their order.
+    """
+    cells, derived = timed(document, controls=controls), document["derived"]
+    primary = next((c for c in cells if c["cell"] == derived["primary_cell"]), None)
+    front = {point["cell"] for point in derived["pareto"] if not point["dominated"]}
+
+    def rank(cell: dict[str, Any]) -> int:
+        if cell is primary:
+            return 0
+        if primary and (cell["stage"], cell["runtime"]) == (derived["teacher"], primary["runtime"]):
+            return 1
+        return 2 if cell["cell"] in front else 3
+
+    chosen = {cell["cell"] for cell in sorted(cells, key=rank)[:MOST_DRAWN]}
+    return [cell for cell in cells if cell["cell"] in chosen]

@@ -6,7 +6,7 @@ from typing import Any
 from compress import stats
 from compress.report import format as fmt
 from compress.report import svg
-from compress.report.labels import Labels
+from compress.report.labels import Labels, drawn
 from compress.report.markup import Markup, join
 
 Box = tuple[float, float, float, float]
@@ -74,9 +74,12 @@ def accuracy_latency(document: dict[str, Any], labels: Labels) -> Markup | None:
     at = [(x(p["latency_ns"]["value"]), y(p["top1_fraction"]["value"])) for p in in_percent]
     radii = [_radius(cells[p["cell"]], largest) for p in points]
     taken: list[Box] = [(a - r, b - r, a + r, b + r) for (a, b), r in zip(at, radii, strict=True)]
+    named = {cell["cell"] for cell in drawn(document)}
     taken += [(a - 2, y(100 * s[1][1]), a + 2, y(100 * s[1][0])) for (a, _), s in zip(at, spans, strict=True)]
     for point, span, (px, py), radius in zip(points, spans, at, radii, strict=True):
         body.append(_point(cells[point["cell"]], point, span, (px, py), radius, (x, y), labels))
+        if point["cell"] not in named:
+            continue
         words = labels.point(cells[point["cell"]])
         where, anchor = _place_label(words, px, py, radius, taken, frame)
         taken.append(where)
@@ -115,8 +118,8 @@ def _forest_rows(document: dict[str, Any], labels: Labels) -> list[tuple[str, di
     groups = [("speedup_same_runtime", "against the teacher in the same runtime")]
     groups += [("speedup_native", "against the teacher in torch_eager")]
     for key, group in groups:
-        for cell in derived["cells"]:
-            comparable = not cell["control"] and not cell[key].get("is_baseline")
+        for cell in drawn(document):
+            comparable = not cell[key].get("is_baseline")
             repeated = key == "speedup_native" and cell["runtime"] == "torch_eager"
             if comparable and not repeated and cell[key]["value"] is not None:
                 rows.append((labels.cell(cell), cell[key], labels.colour(cell["stage"]), group))

@@ -5,7 +5,7 @@ from typing import Any
 from compress import stats
 from compress.report import format as fmt
 from compress.report import svg
-from compress.report.labels import Labels, timed
+from compress.report.labels import Labels, drawn
 from compress.report.markup import Markup
 
 _TAIL = 100  # the slowest query alone would set the axis
@@ -13,7 +13,7 @@ _TAIL = 100  # the slowest query alone would set the axis
 
 def distributions(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Cumulative share of queries against latency, one line a cell, with its median, p90 and p99 where allowed."""
-    cells = timed(document)
+    cells = drawn(document)
     if not cells:
         return None
     frame = svg.Frame()
@@ -41,7 +41,7 @@ def distributions(document: dict[str, Any], labels: Labels) -> Markup | None:
 
 def rounds(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Each round's median against the cell's own median: drift and jumps show. None below two rounds."""
-    cells = [c for c in timed(document, controls=True) if len(c["rounds"]) > 1]
+    cells = [c for c in drawn(document, controls=True) if len(c["rounds"]) > 1]
     if not cells:
         return None
     frame = svg.Frame()

@@ -4,6 +4,7 @@ Only the words of JSON Schema that `schema.json` uses are read here; an unknown 
 """
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+# by exact type: True is an int to Python, but no number here
+_PLAIN: dict[str, frozenset[type]] = {"integer": frozenset({int}), "number": frozenset({int, float})}
 _READ = {"title", "description", "type", "required", "properties", "items", "enum", "const"}
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "minItems"}
 
@@ -62,6 +65,14 @@ def _value_error(value: Any, rule: dict[str, Any]) -> str:
     return _bound_error(value, rule)
 
 
+def _all_numbers(values: Any, rule: dict[str, Any]) -> bool:
+    """Whether all are numbers that keep to the rule, told at once: most of a report is long lists of times."""
+    if not values or not rule.keys() <= {"type", "minimum", "description"} or not isinstance(rule.get("type"), str):
+        return False
+    plain = _PLAIN.get(rule["type"], frozenset())
+    return plain.issuperset(map(type, values)) and min(values) >= rule.get("minimum", -math.inf)
+
+
 def first_error(value: Any, rule: dict[str, Any], where: str = "") -> str:
     """`field: what is wrong` for the first field that breaks the schema, or nothing."""
     if error := _value_error(value, rule):
@@ -73,7 +84,7 @@ def first_error(value: Any, rule: dict[str, Any], where: str = "") -> str:
         for name, inner in rule.get("properties", {}).items():
             if name in value and (error := first_error(value[name], inner, f"{where}.{name}".lstrip("."))):
                 return error
-    if isinstance(value, list | tuple) and "items" in rule:
+    if isinstance(value, list | tuple) and "items" in rule and not _all_numbers(value, rule["items"]):
         for index, item in enumerate(value):
             if error := first_error(item, rule["items"], f"{where}[{index}]"):
                 return error

@@ -1,50 +1,13 @@
 """The page's tables: every row of `derived`, each number through `format`."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from compress.report import format as fmt
 from compress.report.labels import Labels
-from compress.report.markup import Markup, element, join
+from compress.report.markup import Markup, element
 from compress.report.rows_cells import NATIVE_RUNTIME
 from compress.report.rows_classes import SHOWN
-
-_TONES = {
-    "refused": "fail", "failed": "fail",
-    "chosen": "pass", "faster": "pass", "kept": "pass", "paid": "pass", "ok": "pass",
-    "slower": "fail", "lost": "fail", "did not pay": "fail", "invalid": "fail",
-    "inconclusive": "inconclusive", "undecided": "inconclusive",
-}  # fmt: skip
-
-
-def table(caption: str, heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
-    """A table that scrolls sideways on a narrow screen, with its columns named."""
-    head = element("thead", element("tr", *(element("th", h, scope="col") for h in heads)))
-    return element(
-        "div",
-        element("table", head, element("tbody", *rows), aria_label=caption),
-        class_="wide",
-        tabindex="0",
-        role="region",
-        aria_label=caption,
-    )
-
-
-def tag(word: str) -> Markup:
-    """A verdict word in its colour; the word itself carries the meaning."""
-    return element("span", word, class_=f"tag {_TONES.get(word, '')}".strip())
-
-
-def number(estimate: dict[str, Any], show: Callable[[dict[str, Any]], str], verdict: str = "") -> Markup:
-    """A table cell with a number and its verdict word, or the reason why there is none."""
-    missing = estimate["value"] is None and not estimate.get("is_baseline")
-    extra = (element("small", tag(verdict)),) if verdict else ()
-    class_ = "none" if missing else "n soft" if estimate.get("is_baseline") else "n"
-    return element("td", show(estimate), *extra, class_=class_)
-
-
-def plain(estimate: dict[str, Any], one: Callable[[float], str]) -> Markup:
-    return number(estimate, lambda e: fmt.shown(e, one))
+from compress.report.table import counted, number, plain, sort_value, table, tag
 
 
 def _name(cell: dict[str, Any], labels: Labels) -> Markup:
@@ -85,7 +48,8 @@ def results(document: dict[str, Any], labels: Labels) -> Markup:
         if cell["failure"] and (judged is None or judged["top1_fraction"]["value"] is None):
             rows.append(_failed_row(cell, len(heads) - 1, document, labels))
             continue
-        size = "" if cell["size_bytes"] is None else fmt.size(cell["size_bytes"])
+        size = cell["size_bytes"]
+        unknown = element("td", fmt.absent("no artifact was recorded"), class_="none")
         rows.append(
             element(
                 "tr",
@@ -93,7 +57,7 @@ def results(document: dict[str, Any], labels: Labels) -> Markup:
                 *_accuracy_cells(judged),
                 number(cell["latency_ns"], fmt.latency_interval),
                 *(_speedup_cell(cell, key) for key in speedups),
-                element("td", size or fmt.absent("no artifact was recorded"), class_="n" if size else "none"),
+                unknown if size is None else counted(size, fmt.size),
                 class_=_row_class(cell, document),
             )
         )
@@ -165,7 +129,7 @@ def accuracy_detail(document: dict[str, Any]) -> Markup:
             element(
                 "tr",
                 name,
-                element("td", fmt.count(row["n"]), class_="n"),
+                counted(row["n"], fmt.count),
                 number(row["top1_fraction"], fmt.percent_interval),
                 number(row["top5_fraction"], fmt.percent_interval),
                 number(row["difference_fraction"], fmt.points_interval, row["verdict"]),
@@ -203,7 +167,7 @@ def stages(document: dict[str, Any]) -> Markup:
                         element("small", "from the store") if fact["reused"] else None, class_="n"),
             )
         )  # fmt: skip
-    return table("Stages of the chain", heads, rows)
+    return table("Stages of the chain", heads, rows, in_order=True)
 
 
 def parity_text(parity: dict[str, Any] | None) -> str:
@@ -224,9 +188,9 @@ def artifacts(document: dict[str, Any]) -> Markup:
                     scope="row"),
             element("td", a["file"] or "not shipped"),
             element("td", f"{a['format']}, {a['precision']}", class_="n"),
-            element("td", fmt.size(a["size_bytes"]), class_="n"),
-            element("td", fmt.quantity(a["parameters"]) if a["parameters"] else fmt.absent("not counted"), class_="n"),
-            element("td", fmt.quantity(a["macs"]) if a["macs"] else fmt.absent("not counted"), class_="n"),
+            counted(a["size_bytes"], fmt.size),
+            counted(a["parameters"], lambda count: fmt.quantity(count) if count else fmt.absent("not counted")),
+            counted(a["macs"], lambda count: fmt.quantity(count) if count else fmt.absent("not counted")),
             element("td", parity_text(a["parity"]) if a["format"] == "onnx" else "", class_="p"),
             element("td", element("code", fmt.short_digest(a["digest"])), class_="n"),
         )
@@ -256,7 +220,7 @@ def ladder(document: dict[str, Any]) -> Markup:
                 class_="primary" if row["word"] == "better" else None,
             )
         )
-    return table("Rungs of the int8 ladder", heads, rows)
+    return table("Rungs of the int8 ladder", heads, rows, in_order=True)
 
 
 def elsewhere(document: dict[str, Any]) -> Markup:
@@ -271,7 +235,7 @@ def elsewhere(document: dict[str, Any]) -> Markup:
                 element("th", row["stage"], scope="row"),
                 element("td", row["where"]),
                 element("td", tag(row["how"])),
-                element("td", fmt.count(row["n"]) if row["n"] else "", class_="n"),
+                counted(row["n"] or None, fmt.count),
                 number(cost, fmt.points_interval) if row["n"] else element("td", ""),
                 element("td", element("small", row["words"]) if row["words"] else ""),
             )
@@ -292,7 +256,7 @@ def converted(document: dict[str, Any]) -> Markup:
                 "tr",
                 element("th", row["stage"], element("small", row["runtime"], class_="n"), scope="row"),
                 element("td", tag(row["word"])),
-                element("td", fmt.size(row["size_bytes"]) if row["size_bytes"] else "", class_="n"),
+                counted(row["size_bytes"] or None, fmt.size),
                 number(row["agreement_fraction"], _percent) if compared else element("td", ""),
                 number(row["difference_fraction"], _share) if compared else element("td", ""),
                 number(row["cost_fraction"], fmt.points_interval) if compared else element("td", ""),
@@ -309,10 +273,10 @@ def classes(document: dict[str, Any]) -> Markup:
         element(
             "tr",
             element("th", row["name"], scope="row"),
-            element("td", fmt.count(row["n"]), class_="n"),
+            counted(row["n"], fmt.count),
             number(row["top1_fraction"], fmt.percent_interval),
             number(row["difference_fraction"], fmt.points_interval, row["word"]),
-            element("td", fmt.p_value(row["p"]), class_="n"),
+            counted(row["p"], fmt.p_value),
         )
         for row in document["derived"]["classes"]["rows"][:SHOWN]
     ]
@@ -341,8 +305,8 @@ def paced(document: dict[str, Any]) -> Markup:
                 plain(row["p99_ns"], fmt.latency),
                 plain(row["against_back_to_back"], fmt.ratio),
                 number(row["late_fraction"], fmt.percent_interval),
-                element("td", fmt.count(row["longest_late_run"]), class_="n"),
-                element("td", fmt.count(row["queries"]), class_="n"),
+                counted(row["longest_late_run"], fmt.count),
+                counted(row["queries"], fmt.count),
             )
         )
     return table("Queries at a rate", heads, rows)
@@ -371,9 +335,9 @@ def choice(document: dict[str, Any]) -> Markup:
             element(
                 "tr",
                 name,
-                element("td", fmt.quantity(row["parameters"]), class_="n"),
-                element("td", fmt.quantity(row["macs"]), class_="n"),
-                element("td", least + fmt.size(row["size_bytes"]), class_="n"),
+                counted(row["parameters"], fmt.quantity),
+                counted(row["macs"], fmt.quantity),
+                element("td", least + fmt.size(row["size_bytes"]), class_="n", data_v=sort_value(row["size_bytes"])),
                 number(row["latency_ns"], fmt.latency_interval),
                 number(row["top1_fraction"], fmt.percent_interval),
                 word,
@@ -381,8 +345,3 @@ def choice(document: dict[str, Any]) -> Markup:
             )
         )
     return table("Candidates for the student", heads, rows)
-
-
-def pairs(items: Sequence[tuple[str, Any]]) -> Markup:
-    """A list of terms and values; empty values are left out."""
-    return element("dl", join(*(join(element("dt", k), element("dd", v)) for k, v in items if v not in ("", None))))

@@ -16,6 +16,10 @@ FOREST = (
     "two names and should contain 1."
 )
 ROUNDS = "A slope is drift, a jump is a neighbour on the machine. Shaded: the noise band of 2 %."
+DRAWN = (
+    "{shown} of {every} cells have a name, a line or a row here: what the verdict speaks of, the teacher beside it, "
+    "the Pareto front, then the first ones. The table has all."
+)
 STAGES = (
     "Change of top-1 in points against the stage's parent; decisions look at the select split only. "
     "Latency and bytes: how many times better than the parent."
@@ -51,8 +55,9 @@ CONVERTED = (
 )
 LADDER = (
     "Each rung is tried on top of those that were better, until the file costs no more than was allowed on the select "
-    "images, with 95 % confidence; files that chance cannot tell apart are told by their agreement with float. "
-    "Times are those of making the file from its float one, without what a rung measured first."
+    "images, with 95 % confidence where there are images enough for that; files that chance cannot tell apart are "
+    "told by their agreement with float. Times are those of making the file from its float one, without what a rung "
+    "measured first."
 )
 LAYERS = (
     "Part of int8's error that goes when this layer alone stays in float; the error is the mean squared difference of "

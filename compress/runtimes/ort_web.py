@@ -12,7 +12,7 @@ FORMAT = "onnx"
 # Float: ONNX Runtime's kernels for another instruction set. Int8: these kernels sum products without saturation.
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
 
-_PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # A browser that asks nobody for anything, and does not slow down a page because nobody looks at it.
 _FLAGS = (
     "--headless", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-extensions", "--disable-breakpad",
@@ -35,7 +35,7 @@ def unavailable() -> str:
     """Why this runtime cannot be used here; empty when it can."""
     from compress import web_kit
 
-    if not any(map(shutil.which, _PROGRAMS)):
+    if not any(map(shutil.which, PROGRAMS)):
         return "no Chromium or Chrome on the PATH: install your system's package `chromium`"
     if not web_kit.version(web_kit.default_folder()):
         return "ONNX Runtime Web is not here: compress kit web"
@@ -53,7 +53,7 @@ def open_session(path: str, threads: int) -> Any:
     """The model in a page of a browser of its own. RuntimeError when the page took another number of threads."""
     from compress import web_host, web_kit
 
-    program = next(filter(None, map(shutil.which, _PROGRAMS)))
+    program = next(filter(None, map(shutil.which, PROGRAMS)))
     # Chromium refuses to be root inside its own sandbox; what the page loads is the model and these files.
     own = ["--no-sandbox"] if os.geteuid() == 0 else []
 
