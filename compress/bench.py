@@ -24,6 +24,7 @@ from compress.worker import START_ALLOWANCE_S
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
 POOL_SIZE = 128
 ANSWER_BATCH = 64
+EXTRA_ROUNDS = 3
 INSPECT_MEMORY_BYTES = 8 << 30
 LARGEST_ONNX_BYTES = 2 << 30  # protobuf's own limit
 # Failures of opening that are the machine's and not the file's; the adapters' contract, see runtimes/__init__.py.
@@ -104,6 +105,8 @@ def measure(
             if cell.name in failures:
                 continue
             spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number], "paced_s": tier.paced_s}
+            # every other load is a cold one; what needs no pairing by round is looked at in the first rounds only
+            spec |= {"cold": number % 2 == 1, "extra_s": tier.block_s / 4 if number < EXTRA_ROUNDS else 0.0}
             try:
                 visit = _visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:

@@ -7,7 +7,8 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 SPEC.json: `mode` (`probe`, `latency`, `answers`, `inspect`), `adapter` (path of the adapter file), `result` (where the
 JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images` (.npy, uint8
 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write);
-`fps` and `paced_s` where queries are to come at a rate too.
+`fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of it in memory;
+`extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the block.
 Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
 `memory_bytes` (address space).
 
@@ -18,12 +19,14 @@ import ctypes
 import gc
 import importlib.util
 import json
+import mmap
 import os
 import resource
 import signal
 import statistics
 import sys
 import time
+import timeit
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +43,7 @@ STEADY_SHARE = 0.02
 # for loading and the first inference; an adapter that compiles then declares more
 START_ALLOWANCE_S = 120.0
 TIMER_RUNS = 201
+GEMM_SIZE, STREAM_BYTES = 1024, 32 << 20
 
 
 class StageFailed(Exception):
@@ -80,6 +84,31 @@ def start(spec: dict[str, Any], facts: dict[str, Any]) -> tuple[ModuleType, Any]
         session = adapter.open_session(spec["model"], spec["threads"])
         facts["effective"] = adapter.effective(session)
     return adapter, session
+
+
+def forget(model: Path) -> bool:
+    """Drops the model's file, or the files of its folder, from the page cache; whether nothing of them is left there.
+
+    `posix_fadvise` needs no privilege, but drops only what is written back already, and is free to do nothing.
+    """
+    files = [path for path in (model.rglob("*") if model.is_dir() else [model]) if path.is_file()]
+    for path in files if hasattr(os, "posix_fadvise") else ():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return not any(pages_in_memory(path) for path in files if path.stat().st_size)
+
+
+def pages_in_memory(path: Path) -> int:
+    """How many pages of a file the page cache holds; mincore(2) asks without reading any."""
+    size = path.stat().st_size
+    held = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+    # private, since mincore says nothing of a shared mapping to those who may not write the file
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_WRITE) as view:
+        start = ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
+        if ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), held):
+            return len(held)  # the system does not say
+    return sum(state & 1 for state in held)
 
 
 def to_inputs(images: np.ndarray) -> np.ndarray:
@@ -161,6 +190,26 @@ def timer_ns() -> float:
     return statistics.median(timed(None, nothing)[0] for _ in range(TIMER_RUNS))
 
 
+def same(pool: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """One batch without end, each time in a new buffer: what keeps answers by their content is fast then."""
+    while True:
+        yield to_inputs(pool[np.arange(batch) % len(pool)])
+
+
+def peaks() -> dict[str, float]:
+    """The most that this CPU does at the number of threads that the environment gives, by numpy: float32 multiply-adds
+    a second in a matrix product, and bytes a second in a + b over arrays that no cache holds (as in STREAM).
+    """
+    a, c = np.full((GEMM_SIZE, GEMM_SIZE), 0.5, np.float32), np.ones(STREAM_BYTES // 4, np.float32)
+    product, total = a.copy(), c.copy()
+    works = (lambda: np.matmul(a, a, out=product)), (lambda: np.add(c, c, out=total))
+    gemm_ns, stream_ns = (min(timeit.repeat(work, repeat=6, number=1)) * 1e9 for work in works)
+    return {
+        "peak_gmacs_per_second": GEMM_SIZE**3 / gemm_ns,
+        "peak_bytes_per_second": 2 * STREAM_BYTES / stream_ns * 1e9,
+    }
+
+
 def is_steady(warmup_ns: list[int]) -> bool:
     """Whether the last third of the warm-up has the median of the third before it, within 2 %."""
     third = len(warmup_ns) // 3
@@ -217,8 +266,11 @@ def peak_rss_bytes(folders: Sequence[Path] = ()) -> int:
 def latency(spec: dict[str, Any]) -> dict[str, Any]:
     """One visit: load, first inference, warm-up, timed block."""
     facts: dict[str, Any] = {}
-    queries = draw(np.load(spec["images"]), spec["batch"], spec["seed"])
+    pool = np.load(spec["images"])
+    queries = draw(pool, spec["batch"], spec["seed"])
     empty_rss_bytes = peak_rss_bytes()
+    if spec.get("cold"):
+        facts["cold"] = forget(Path(spec["model"]))
     adapter, session = start(spec, facts)
     fixed = facts["effective"].get("fixed_batch", 0)
     if fixed and spec["batch"] != fixed:
@@ -238,6 +290,13 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     if spec.get("fps"):
         with stage("paced", facts):
             facts["paced_samples_ns"] = paced(timer(adapter), session, queries, spec["fps"], spec["paced_s"])
+    facts["peak_rss_bytes"] = peak_rss_bytes(others)
+    if spec.get("extra_s"):
+        with stage("repeated", facts):
+            repeated_ns, *_ = repeat(adapter, session, same(pool, spec["batch"]), MIN_BLOCK_RUNS, spec["extra_s"])
+            facts["repeated_median_ns"] = statistics.median(repeated_ns)
+        # of work that is done elsewhere, on a GPU or in a browser, this CPU's peaks say nothing
+        facts |= {} if hasattr(adapter, "timed") else peaks()
     return {
         **facts,
         "warmup_ns": warmup_ns[:WARMUP_KEPT],
@@ -248,7 +307,6 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         "cpu_ns_per_inference": cpu_ns / len(samples_ns),
         "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
         "empty_rss_bytes": empty_rss_bytes,
-        "peak_rss_bytes": peak_rss_bytes(others),
     }
 
 

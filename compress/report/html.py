@@ -13,6 +13,7 @@ from compress.report import (
     plots_ladder,
     plots_latency,
     plots_pruning,
+    plots_roofline,
     plots_stages,
     plots_tree,
     svg,
@@ -113,16 +114,19 @@ def _note(sentence: str) -> Markup:
     return element("p", sentence, class_="note")
 
 
+def _chart(title: str, drawing: Markup, class_: str = "chart") -> Markup:
+    """A plot that scrolls sideways on a narrow screen, by keyboard too."""
+    return element("div", drawing, class_=class_, tabindex="0", role="group", aria_label=title)
+
+
 def _figure(title: str, caption: str, drawing: Markup | None, key: Markup | None = None) -> Markup:
-    # scrolls sideways on a narrow screen, by keyboard too
-    chart = element("div", drawing, class_="chart", tabindex="0", role="group", aria_label=title)
-    body = chart if drawing else element("p", fmt.absent("no data"), class_="note")
+    body = _chart(title, drawing) if drawing else element("p", fmt.absent("no data"), class_="note")
     return element("figure", element("h2", title), element("figcaption", caption), body, key if drawing else None)
 
 
-def _cell_key(document: dict[str, Any], labels: Labels, *, controls: bool = False) -> Markup:
+def _cell_key(cells: list[dict[str, Any]], labels: Labels) -> Markup:
     items = []
-    for cell in drawn(document, controls=controls):
+    for cell in cells:
         colour, twin = labels.colour(cell["stage"]), " twin" if cell["control"] else ""
         swatch = (
             svg.line(1, 7, 29, 7, f"line {colour} {labels.dash(cell['runtime'])}{twin}"),
@@ -180,7 +184,7 @@ def _plots(document: dict[str, Any], labels: Labels) -> Markup:
             "How latency is distributed",
             words.ECDF + some,
             plots_latency.distributions(document, labels),
-            _cell_key(document, labels),
+            _cell_key(drawn(document), labels),
         ),
         _figure(
             "Speed-up",
@@ -191,7 +195,7 @@ def _plots(document: dict[str, Any], labels: Labels) -> Markup:
             "Round by round",
             words.ROUNDS + some,
             plots_latency.rounds(document, labels),
-            _cell_key(document, labels, controls=True),
+            _cell_key(drawn(document, controls=True), labels),
         ),
         class_="plots",
     )
@@ -293,6 +297,14 @@ def _environment(document: dict[str, Any]) -> Markup:
     )
 
 
+def _roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
+    drawing = plots_roofline.roofline(document, labels)
+    key = _cell_key(plots_roofline.shown(document), labels)
+    return drawing and _section(
+        "Arithmetic under the CPU's roofs", _note(words.ROOFLINE), _chart("Roofline", drawing), key
+    )
+
+
 def _reproduce(document: dict[str, Any]) -> Markup:
     run = document["run"]
     recipe = "\n".join(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in sorted(document["recipe"].items()))
@@ -329,6 +341,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document)),
         _classes(document),
+        _roofline(document, labels),
         _section("Artifacts", tables.artifacts(document)),
         _environment(document),
         _reproduce(document),

@@ -103,7 +103,6 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
     """Everything that comes from the visits of one cell that was measured."""
     latency = _latency(measurement, seed)
     images_per_second = measurement["batch"] * 1e9 / latency["value"]
-    macs = artifact.get("macs")
     return {
         "latency_ns": latency,
         "percentiles_ns": _percentiles(measurement),
@@ -112,18 +111,53 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
         "round_medians_ns": [v["median_ns"] for v in measurement["visits"]],
         "queries": sum(v["n"] for v in measurement["visits"]),
         **{k: _over_visits(measurement, k) for k in _PER_VISIT},
+        **_loads(measurement["visits"]),
         "images_per_second": measured(images_per_second),
-        "gmacs_per_second": measured(macs * images_per_second / 1e9) if macs else missing("MACs were not counted"),
+        **_arithmetic(measurement, artifact, images_per_second),
+    }
+
+
+def _loads(visits: list[dict[str, Any]]) -> dict[str, Estimate]:
+    """Loading with the file in memory, and with nothing of it there: where that could be had."""
+    warm = [v["load_ns"] for v in visits if not v.get("cold")]
+    cold = [v["load_ns"] for v in visits if v.get("cold")]
+    why = "the system kept the file in memory" if any("cold" in v for v in visits) else "every load was a warm one"
+    return {
+        "load_ns": measured(stats.median(warm)) if warm else missing("every load was a cold one"),
+        "load_cold_ns": measured(stats.median(cold)) if cold else missing(why),
+    }
+
+
+_PEAKS = ("peak_gmacs_per_second", "peak_bytes_per_second")
+_OF_MACS = ("gmacs_per_second", "peak_share", "macs_per_byte", *_PEAKS)
+
+
+def _arithmetic(measurement: dict[str, Any], artifact: dict[str, Any], images_per_second: float) -> dict[str, Estimate]:
+    """What the cell makes of the CPU: MACs a second, their share of the peak of a float32 matrix product at the same
+    threads, and MACs for each byte of the file, which has to come from memory once a query if no cache holds it.
+    """
+    macs, size = artifact.get("macs"), artifact.get("size_bytes")
+    peaks = {key: _over_visits(measurement, key) for key in _PEAKS}
+    if not macs:
+        return {**{key: missing("MACs were not counted") for key in _OF_MACS}, **peaks}
+    reached, peak = macs * images_per_second / 1e9, peaks["peak_gmacs_per_second"]
+    return {
+        "gmacs_per_second": measured(reached),
+        "peak_share": measured(reached / peak["value"]) if peak["value"] else missing("no peak was taken here"),
+        "macs_per_byte": measured(macs * measurement["batch"] / size)
+        if size
+        else missing("the file's size is unknown"),
+        **peaks,
     }
 
 
 _PER_VISIT = (
-    "import_ns", "load_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference", "peak_rss_bytes"
+    "import_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference", "peak_rss_bytes"
 )  # fmt: skip
 
 
 def _no_numbers(reason: str) -> dict[str, Any]:
-    keys = ("latency_ns", *_PER_VISIT, "images_per_second", "gmacs_per_second")
+    keys = ("latency_ns", *_PER_VISIT, "load_ns", "load_cold_ns", "images_per_second", *_OF_MACS)
     return {
         **{key: missing(reason) for key in keys},
         "percentiles_ns": {f"p{p}": missing(reason) for p in PERCENTILES},

@@ -15,6 +15,7 @@ RULES: dict[str, tuple[str, float, float | None]] = {
     "throttled": ("the CPU quota stopped it in {} of the scheduler's periods", 0.0, 0.01),
     "steal": ("other virtual machines took {} of the CPU's time meanwhile", 0.01, 0.05),
     "timer": ("reading the clock takes {} of its median", 0.005, 0.01),
+    "same_input": ("one image asked again and again takes {} less time: it may keep answers", 0.10, None),
     "not_steady": ("its warm-up had not become steady in {} of the rounds", 0.5, None),
 }
 DRIFT_CORRELATION = 0.6
@@ -54,8 +55,15 @@ def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
         "throttled": throttled * PERIOD_NS / blocks_ns if blocks_ns else 0.0,
         "steal": max(visit.get("steal_fraction", 0.0) for visit in visits),
         "timer": max(visit.get("timer_ns", 0.0) / visit["median_ns"] for visit in visits),
+        "same_input": max(0.0, 1 - _repeated(visits)),
         "not_steady": sum(not visit.get("steady", True) for visit in visits) / len(visits),
     }
+
+
+def _repeated(visits: list[dict[str, Any]]) -> float:
+    """Time of one image asked again and again, over that of images in turn; 1 where nobody looked."""
+    found = [visit["repeated_median_ns"] / visit["median_ns"] for visit in visits if visit.get("repeated_median_ns")]
+    return float(np.median(found)) if found else 1.0
 
 
 def _drift(medians: np.ndarray) -> float:

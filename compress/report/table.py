@@ -39,10 +39,12 @@ def tag(word: str) -> Markup:
     return element("span", word, class_=f"tag {_TONES.get(word, '')}".strip())
 
 
-def number(estimate: dict[str, Any], show: Callable[[dict[str, Any]], str], verdict: str = "") -> Markup:
-    """A table cell with a number and its verdict word, or the reason why there is none."""
+def number(
+    estimate: dict[str, Any], show: Callable[[dict[str, Any]], str], verdict: str = "", note: str = ""
+) -> Markup:
+    """A table cell with a number, its verdict word and a note below it, or the reason why there is none."""
     missing = estimate["value"] is None and not estimate.get("is_baseline")
-    extra = (element("small", tag(verdict)),) if verdict else ()
+    extra = [element("small", words) for words in (tag(verdict) if verdict else "", note) if words]
     class_ = "none" if missing else "n soft" if estimate.get("is_baseline") else "n"
     return element("td", show(estimate), *extra, class_=class_, data_v=sort_value(estimate["value"]))
 

@@ -1,5 +1,6 @@
 """The page's tables: every row of `derived`, each number through `format`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from compress.report import format as fmt
@@ -90,20 +91,31 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
             rows.append(_failed_row(cell, len(heads) - 1, document, labels))
             continue
         of_time = [*cell["percentiles_ns"].values()]
-        of_time += [cell[k] for k in (*copies, "first_inference_ns", "load_ns", "cpu_ns_per_inference")]
+        of_time += [cell[k] for k in (*copies, "first_inference_ns")]
         rows.append(
             element(
                 "tr",
                 _name(cell, labels),
                 *(plain(e, fmt.latency) for e in of_time),
+                _with(cell["load_ns"], fmt.latency, cell["load_cold_ns"], "cold: {}"),
+                plain(cell["cpu_ns_per_inference"], fmt.latency),
                 plain(cell["peak_rss_bytes"], fmt.size),
                 plain(cell["images_per_second"], fmt.rate),
-                plain(cell["gmacs_per_second"], fmt.gmacs),
+                _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of the peak", fmt.percent),
                 element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", class_="n"),
                 class_=_row_class(cell, document),
             )
         )
     return table("Latency in detail", heads, rows)
+
+
+def _with(
+    estimate: dict[str, Any], show: Callable[[float], str], more: dict[str, Any], words: str,
+    show_more: Callable[[float], str] | None = None,
+) -> Markup:  # fmt: skip
+    """A number, and another one below it where there is one."""
+    small = words.format((show_more or show)(more["value"])) if more["value"] is not None else ""
+    return number(estimate, lambda e: fmt.shown(e, show), note=small)
 
 
 def _agreement(row: dict[str, Any]) -> Markup:

@@ -42,6 +42,12 @@ TREE = (
 )
 TREE_CUT = " The tree is deeper than what is drawn."
 TREE_PATHS = "The first image of each of some classes of the report split: the filters on its way, and its leaf."
+ROOFLINE = (
+    "Multiply-adds a second against multiply-adds for each byte of the file. The roof is what this CPU showed beside "
+    "the cells, at as many threads: a float32 matrix product and the sum of two large arrays, both by numpy. A file "
+    "that comes from memory for each query lies below the slope; one that stays in a cache may lie above it, and int8 "
+    "above the peak, which is that of float32."
+)
 RAW = "from report.json beside this file, which holds every raw number."
 ELSEWHERE = (
     "CPUs without VNNI clip sums of two int8 products to 16 bits, others add exactly, so one file may give other "

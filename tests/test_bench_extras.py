@@ -1,0 +1,102 @@
+"""What a visit tells beside the latency: cold loads, kept answers (BT-9), and the peaks of the CPU itself."""
+
+import math
+
+import numpy as np
+import pytest
+from test_bench import adapters, artifact, cell, images  # noqa: F401 (fixtures)
+from test_report import make_facts
+
+from compress import bench, report, worker
+from compress.facts import measurement_facts
+from compress.report import html, plots_roofline, rows_validity
+
+TIER = bench.Tier(name="brief", rounds=4, warmup_runs=2, warmup_s=0.0, block_s=0.08)
+MEMO = """
+        key = inputs.tobytes()
+        kept = globals().setdefault("kept", {})
+        if key not in kept:
+            time.sleep(0.004)
+            kept[key] = True"""
+
+
+def test_what_keeps_its_answers_is_found_ten_times_of_ten(artifact, images, tmp_path, monkeypatch):  # noqa: F811
+    """BT-9. A hundred and fifty different images in turn are never all in the cache; one and the same always is."""
+    adapters(monkeypatch, tmp_path, memo=MEMO, honest="time.sleep(0.004)")
+    cells = [*(cell(f"memo {n}", artifact, "memo") for n in range(10)), cell("honest", artifact, "honest")]
+    for measured in bench.measure(cells, images, TIER, seed=3, scratch=tmp_path / "s"):
+        codes = {flag["code"] for flag in rows_validity.flags(measurement_facts(measured, ""))}
+        assert ("same_input" in codes) == measured.cell.startswith("memo"), measured.cell
+
+
+def test_every_other_load_is_cold_and_the_first_rounds_look_at_more(artifact, images, tmp_path):  # noqa: F811
+    [found] = bench.measure([cell("one", artifact)], images, TIER, seed=0, scratch=tmp_path / "s")
+    assert ["cold" in visit for visit in found.visits] == [False, True, False, True]
+    assert all(isinstance(visit.get("cold", True), bool) for visit in found.visits)
+    looked = ["repeated_median_ns" in visit for visit in found.visits]
+    assert looked == [number < bench.EXTRA_ROUNDS for number in range(TIER.rounds)]
+    assert all(visit["peak_gmacs_per_second"] > 0.1 for visit in found.visits[: bench.EXTRA_ROUNDS])
+    # the arrays that the peaks need are not the model's memory
+    assert max(visit["peak_rss_bytes"] for visit in found.visits) < 400e6
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_is_forgotten_and_the_system_is_asked_whether_it_was(tmp_path, folder):
+    place = tmp_path / "model"
+    if folder:
+        place.mkdir()
+    path = place / "weights" if folder else place
+    path.write_bytes(bytes(300_000))
+    assert worker.pages_in_memory(path) == math.ceil(300_000 / worker.mmap.PAGESIZE)
+    if not worker.forget(place):
+        pytest.skip("this file system keeps its files in memory")
+    assert worker.pages_in_memory(path) == 0
+    path.read_bytes()
+    assert worker.pages_in_memory(path) > 0
+    assert path.read_bytes() == bytes(300_000)
+
+
+def test_an_empty_file_and_a_system_that_keeps_files(tmp_path, monkeypatch):
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "full").write_bytes(b"x")
+    assert worker.forget(tmp_path / "empty")
+    monkeypatch.setattr(worker.os, "posix_fadvise", lambda *given: None)
+    (tmp_path / "full").read_bytes()
+    assert not worker.forget(tmp_path / "full")
+
+
+def with_peaks(gmacs: float, bytes_per_second: float) -> dict:
+    facts = make_facts()
+    for measurement in facts["measurements"]:
+        for visit in measurement["visits"]:
+            visit |= {"peak_gmacs_per_second": gmacs, "peak_bytes_per_second": bytes_per_second}
+            visit |= {"cold": visit["round"] % 2 == 1}
+            visit["load_ns"] += 5e6 * visit["cold"]
+    return facts
+
+
+def test_shares_of_the_peak_and_places_under_the_roof():
+    document = report.document_of(with_peaks(50.0, 10e9))
+    cells = {c["cell"]: c for c in document["derived"]["cells"]}
+    for found in plots_roofline.shown(document):
+        assert found["peak_share"]["value"] == pytest.approx(found["gmacs_per_second"]["value"] / 50)
+        assert found["load_cold_ns"]["value"] - found["load_ns"]["value"] == pytest.approx(5e6)
+    [int8] = [c for c in cells.values() if (c["stage"], c["runtime"]) == ("int8", "ort_cpu")]
+    assert int8["macs_per_byte"]["value"] == pytest.approx(6_500_000 / 812_000)
+    assert plots_roofline.roofs(plots_roofline.shown(document)) == {1: (50.0, 10e9)}
+    page = html.render(document)
+    assert "Arithmetic under the CPU&#x27;s roofs" in page and "of the peak" in page and "cold: " in page
+
+
+def test_reports_of_before_have_no_roof_and_every_load_was_warm():
+    document = report.document_of(make_facts())
+    cell_ = next(c for c in document["derived"]["cells"] if not c["failure"])
+    assert cell_["load_ns"]["value"] and cell_["load_cold_ns"]["reason"] == "every load was a warm one"
+    assert cell_["peak_share"]["reason"] == "no peak was taken here"
+    assert "roofs" not in html.render(document)
+
+
+def test_peaks_are_of_the_order_of_a_processors():
+    found = worker.peaks()
+    assert 0.1 < found["peak_gmacs_per_second"] < 1e5 and 1e8 < found["peak_bytes_per_second"] < 1e13
+    assert np.isfinite(list(found.values())).all()
