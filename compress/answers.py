@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import CompressError, InputRejected
+from compress.errors import InputRejected
 from compress.progress import say
 from compress.store import read_json, write_json
 
@@ -53,12 +53,12 @@ class AnswerFile:
         return (words ^ _NAN_BITS).view(np.float16), (words != 0).all(axis=1)
 
     def write(self, index: np.ndarray, view: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Keep `logits` float32 `[B,K]`; returns them as kept, float16. Raises CompressError for a value beyond it."""
+        """Keep `logits` float32 `[B,K]`; returns them as kept, float16. Raises InputRejected for a value beyond it."""
         with np.errstate(over="ignore"):
             rounded = logits.astype(np.float16)
         if not np.isfinite(rounded).all():
             worst = np.abs(logits).max()
-            raise CompressError(
+            raise InputRejected(
                 f"the teacher answers {worst:g}, and answers are kept as float16, which ends at {FLOAT16_MAX:g}",
                 hint="run with --set keep_answers=false",
             )

@@ -46,6 +46,7 @@ def objective_scale(methods: tuple[Entry, ...]) -> float:
 def setting_of(
     student: taps.Probe, teacher: taps.Probe | None, dataset: Dataset, batch_size: int,
     *, pairing: tuple[str, ...] = taps.BY_STRIDE, mixup: float = 0.0, together: str = "",
+    only_logits: str = "",
 ) -> Setting:  # fmt: skip
     """What methods may know before training. Without a teacher's probe there are no pairs."""
     return Setting(
@@ -57,7 +58,13 @@ def setting_of(
         batch_size=min(batch_size, len(dataset.labels)),
         mixup=mixup,
         together=together,
+        only_logits=only_logits,
     )
+
+
+def given(teacher: Teacher | None) -> dict[str, str]:
+    """What a `Setting` says of the kind of teacher."""
+    return {"together": teacher.together, "only_logits": teacher.only_logits} if teacher is not None else {}
 
 
 def bind(methods: tuple[Entry, ...], setting: Setting, seed: int) -> tuple[Bound, ...]:
@@ -85,14 +92,24 @@ def bind(methods: tuple[Entry, ...], setting: Setting, seed: int) -> tuple[Bound
 def check(entry: Entry, setting: Setting) -> None:
     """Raises UsageError where the networks do not give what a method reads, or it is undefined in this setting."""
     needs, hint = entry.module.NEEDS, "take --kd kd, or other networks"
+    if setting.only_logits and {"maps", "pooled", "inputs"} & set(needs):
+        raise UsageError(
+            f"`{entry.name}` reads more than logits, and {setting.only_logits} gives nothing else",
+            hint="take --kd kd, or one network as the teacher",
+        )
     if "maps" in needs and not setting.pairs:
         raise UsageError(f"`{entry.name}` needs two networks with maps to pair; one of these has none", hint=hint)
     if "pooled" in needs and not (setting.student_pooled and setting.teacher_pooled):
         raise UsageError(
             f"`{entry.name}` reads the input of the last linear layer; one of these networks has none", hint=hint
         )
+    # a tree answers with the leaf that it reaches: a step of the image changes nothing, or all
     if "inputs" in needs and not (setting.pairs or setting.teacher_pooled):
-        raise UsageError(f"`{entry.name}` differentiates the teacher, and this one only answers", hint=hint)
+        raise UsageError(
+            f"`{entry.name}` differentiates the teacher by its images, and one without maps or an embedding has no "
+            "gradient there",
+            hint=hint,
+        )
     if hasattr(entry.module, "check"):
         entry.module.check(entry.config, setting)
 
@@ -147,7 +164,7 @@ def distill(
     teacher_probe = teacher.probe if teacher is not None else None
     setting = setting_of(
         student_probe, teacher_probe, augmenter.dataset, training.plan.batch_size, pairing=training.pairing,
-        mixup=training.plan.mixup, together=teacher.together if teacher is not None else "",
+        mixup=training.plan.mixup, **given(teacher),
     )  # fmt: skip
     bound = bind(methods, setting, training.seed)
     training.student_execution.prepare(student.to(training.device))
@@ -159,9 +176,7 @@ def distill(
         module=nn.ModuleDict({"student": student, "adapters": adapters.to(training.device)}),
     )
     phases: dict[str, Any] = {}
-    staged = [(b, stage) for b in bound for stage in b.stages if with_stages or not stage.student]
-    if sum(stage.share for _, stage in staged) >= 1:
-        raise UsageError("the methods' own stages take all epochs: lower their shares (`hint_share`)")
+    staged = staged_of(bound, with_stages=with_stages)
     for number, (b, stage) in enumerate(staged):
         # two methods may name their stages alike, and each has a checkpoint of its own
         label = stage.name if number == 0 else f"{stage.name}-{number + 1}"
@@ -181,6 +196,18 @@ def distill(
     student.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     facts = teacher.facts() if teacher is not None else {}
     return {"phases": phases, **facts, "pairing": taps.describe_pairs(setting.pairs)}
+
+
+def staged_of(bound: tuple[Bound, ...], *, with_stages: bool = True) -> list[tuple[Bound, Stage]]:
+    """The methods' own stages in their order. Raises UsageError where they leave the common phase no epoch."""
+    staged = [(b, stage) for b in bound for stage in b.stages if with_stages or not stage.student]
+    if sum(stage.share for _, stage in staged) >= 1:
+        shares = ", ".join(f"{b.entry.name}'s {stage.name} {stage.share:g}" for b, stage in staged)
+        raise UsageError(
+            f"the methods' own stages take all epochs: {shares}",
+            hint="lower their shares until they sum to less than 1",
+        )
+    return staged
 
 
 def refuse_untaught(bound: tuple[Bound, ...], setting: Setting) -> None:
@@ -297,11 +324,11 @@ def _phase(
     if networks.teacher is not None:
         teacher = networks.teacher.open(stage)
 
-    penalties = _penalties(networks.student, training) if stage.student and stage.logits else []
+    own_penalties = penalties(networks.student, training) if stage.student and stage.logits else []
 
     def loss_of(batch: Batch) -> Tensor:
         total = objective(student and student(batch.inputs), teacher and teacher(batch), batch)
-        return total + sum(penalty() for penalty in penalties)
+        return total + sum(penalty() for penalty in own_penalties)
 
     try:
         plan = replace(training.plan, epochs=training.plan.epochs * stage.share)
@@ -312,7 +339,7 @@ def _phase(
                 reader.close()
 
 
-def _penalties(student: Network, training: Training) -> list[Callable[[], Tensor]]:
+def penalties(student: Network, training: Training) -> list[Callable[[], Tensor]]:
     """What the network and the training add to every objective."""
     own = getattr(student.body, "penalty", None)
     asked = partial(training.penalty, student) if training.penalty else None

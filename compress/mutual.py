@@ -65,7 +65,7 @@ def learn(
     for number, probed in enumerate(probes):
         setting = distill.setting_of(
             probed, above, augmenter.dataset, training.plan.batch_size, pairing=training.pairing,
-            mixup=training.plan.mixup, together=teacher.together if teacher is not None else "",
+            mixup=training.plan.mixup, **distill.given(teacher),
         )  # fmt: skip
         pairings.append(setting.pairs)
         bounds.append(distill.bind(methods, setting, training.seed + number))
@@ -77,6 +77,7 @@ def learn(
     ]
     asked = teacher.open(_deepest(stages)) if teacher is not None else None
     adapters = [distill.adapters_of(bound).to(training.device) for bound in bounds]
+    penalties = [penalty for network in networks for penalty in distill.penalties(network, training)]
     module = nn.ModuleDict({"networks": nn.ModuleList(networks), "adapters": nn.ModuleList(adapters)})
 
     def loss_of(batch: Batch) -> Tensor:
@@ -86,7 +87,7 @@ def learn(
         terms = [mutual_loss(own, logits[:k] + logits[k + 1 :]) for k, own in enumerate(logits)]
         for bound, own, stage in zip(bounds, signals, stages, strict=True):
             terms.append(distill.sum_of_losses(bound, own, answer and _of(answer, stage), batch))
-        return torch.stack(terms).sum()
+        return torch.stack([*terms, *(penalty() for penalty in penalties)]).sum()
 
     factor = 1.0
     if training.plan.optimizer == "sgd":

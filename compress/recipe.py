@@ -138,7 +138,7 @@ class Recipe:
                 raise UsageError(f"`{key}` in the recipe names something twice: {', '.join(items)}")
         self._check_screening()
         if self.refine and not self.generations:
-            raise UsageError("`refine` needs `generations`: the most that there may be")
+            raise UsageError("`refine` needs `generations`: the most that there may be", hint="add --set generations=2")
         for number in self.threads:
             if not number.isdigit() or not 1 <= int(number) <= 1024:
                 raise UsageError(f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`")

@@ -14,7 +14,6 @@ import torch
 
 from compress import taps
 from compress.answers import AnswerFile
-from compress.errors import UsageError
 from compress.execution import Execution
 from compress.fuse import fold_batchnorm
 from compress.losses import mean_of_probabilities
@@ -32,6 +31,7 @@ class Reader(Protocol):
 
 class Teacher(Protocol):
     probe: taps.Probe | None
+    only_logits: str  # what it is, where it gives nothing else; "" for a network
     together: str  # how several count as one: "probabilities", "logits", "random", or "" for one teacher
 
     def open(self, stage: Stage) -> Reader: ...
@@ -41,6 +41,7 @@ class Teacher(Protocol):
 class Live:
     """A network that answers now: a frozen copy, BatchNorm folded, in its own layout and precision."""
 
+    only_logits = ""
     together = ""
 
     def __init__(self, network: Network, execution: Execution, device: str = "cpu", *, fold: bool = True):
@@ -86,10 +87,9 @@ class BlackBox:
     together = ""
 
     def __init__(self, what: str, ask: Callable[[np.ndarray], np.ndarray]):
-        self.what, self.ask = what, ask
+        self.only_logits, self.ask = what, ask
 
     def open(self, stage: Stage) -> Reader:
-        refuse_more_than_logits(stage, self.what)
         return self
 
     def __call__(self, batch: Batch) -> Signals:
@@ -112,12 +112,12 @@ class Ensemble:
     """
 
     probe: taps.Probe | None = None
+    only_logits = "an ensemble of teachers"
 
     def __init__(self, members: tuple[Teacher, ...], together: str):
         self.members, self.together = members, together
 
     def open(self, stage: Stage) -> Reader:
-        refuse_more_than_logits(stage, "an ensemble of teachers")
         return _EnsembleReader([member.open(stage) for member in self.members], self.together)
 
     def facts(self) -> dict[str, Any]:
@@ -142,14 +142,6 @@ class _EnsembleReader:
             reader.close()
 
 
-def refuse_more_than_logits(stage: Stage, what: str) -> None:
-    """Raises UsageError for a phase that reads maps, embeddings or gradients of a teacher that has none."""
-    if not logits_only(stage):
-        raise UsageError(
-            f"{what} gives logits only, and a method here reads more than that", hint="take --kd kd, or one network"
-        )
-
-
 class Kept:
     """A teacher whose logits are kept in `file`, and asked for only where they are missing.
 
@@ -163,7 +155,7 @@ class Kept:
 
     def __init__(self, teacher: Teacher, file: AnswerFile, *, seconds_per_image: float):
         self.teacher, self.file, self.seconds_per_image = teacher, file, seconds_per_image
-        self.probe = teacher.probe
+        self.probe, self.only_logits = teacher.probe, teacher.only_logits
         self.asked = self.found = 0
 
     def open(self, stage: Stage) -> Reader:

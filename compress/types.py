@@ -88,8 +88,9 @@ class Signals:
 class Setting:
     """What a method knows before training: of the two networks (their paired stages, the widths of their pooled
     embeddings, 0 where there is none), of the data (the labels int64 `[N]` of the train split, −1 where there is
-    none; `mixup`, the share of images that are mixed with another), and how several teachers count together
-    ("probabilities", "logits" or "random"; "" for one).
+    none; `mixup`, the share of images that are mixed with another), how several teachers count together
+    ("probabilities", "logits" or "random"; "" for one), and what the teacher is where it gives logits only ("" where it
+    is a network).
     """
 
     pairs: tuple[tuple[Any, Any], ...]
@@ -100,6 +101,7 @@ class Setting:
     batch_size: int
     mixup: float = 0.0
     together: str = ""
+    only_logits: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

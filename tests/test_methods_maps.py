@@ -446,6 +446,13 @@ def test_a_bfloat16_map_is_judged_in_float32() -> None:
         assert function(student, teacher).item() == pytest.approx(exact, rel=1e-5)
 
 
+@pytest.mark.parametrize("spec", ["attention_gradient", "attention", "crd"])
+def test_what_gives_logits_only_is_refused_before_training(spec: str) -> None:
+    with pytest.raises(UsageError, match=f"{spec}.*an ONNX file gives nothing else") as caught:
+        distill.check(catalog.load("methods", spec), dataclasses.replace(TWO, only_logits="an ONNX file"))
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("spec", [*ON_MAPS, "attention_gradient"])
 def test_networks_without_maps_are_refused_before_training(spec: str) -> None:
     entry = catalog.load("methods", spec)

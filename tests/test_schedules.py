@@ -15,6 +15,7 @@ from compress.catalog import load
 from compress.errors import UsageError
 from compress.execution import Execution
 from compress.store import Step, Store
+from compress.teacher import Live
 from compress.types import Dataset, Splits
 
 TINY = "mlp:depth=1,hidden=16"
@@ -160,14 +161,17 @@ def peers(count: int = 2, spec: str = "mlp:depth=1,hidden=16") -> tuple[network.
     )
 
 
-def learn(networks, folder: Path, methods: tuple[str, ...] = ("cross_entropy",), epochs: float = 3, lr: float = 0.05):
+def learn(
+    networks, folder: Path, methods: tuple[str, ...] = ("cross_entropy",), epochs: float = 3, lr: float = 0.05,
+    teacher: Live | None = None,
+):  # fmt: skip
     plain = Execution(channels_last=False)
     training = distill.Training(
         plan=train.Plan(epochs=epochs, batch_size=16, learning_rate=lr, weight_decay=0.0), name="peers", seed=0,
         student_execution=plain, thread_choices=(1,), folder=folder,
     )  # fmt: skip
     entries = tuple(load("methods", spec) for spec in methods)
-    return mutual.learn(networks, (plain,) * len(networks), None, entries, Augmenter(noise()), training)
+    return mutual.learn(networks, (plain,) * len(networks), teacher, entries, Augmenter(noise()), training)
 
 
 def test_the_mutual_loss_is_the_papers_and_nothing_flows_into_a_peer() -> None:

@@ -71,7 +71,9 @@ def check(config: Config, setting: Setting) -> None:
             "crd remembers one embedding of each image, and a mixture is of two", hint="leave `mixup` out, or crd"
         )
     if available_negatives(setting.labels) < 1:
-        raise UsageError("crd contrasts images of different classes; all of these are of one")
+        raise UsageError(
+            "crd contrasts images of different classes; all of these are of one", hint="take more classes, or --kd kd"
+        )
 
 
 class Contrast(nn.Module):

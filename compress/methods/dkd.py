@@ -8,7 +8,8 @@ c is `ce_weight`, α `alpha_weight`, β `beta_weight`, T `temperature`; the dive
 over the batch. For each sample KL(p_t ‖ p_s) = TCKD + (1 − p_t,y) · NCKD: plain distillation silences what a sure
 teacher says about the other classes.
 Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", section 3; defaults of the CIFAR-100 tables (T=4, α=1,
-β=8, warm-up of 20 epochs in 240). `standardise`: see kd; with it T=2.
+β=8, warm-up of 20 epochs in 240). `standardise`: see kd; its authors take T=2 with it, which
+is to be asked for (`temperature=2`).
 Deviations: log-sum-exp over the other classes, where the official code takes the logarithm of a softmax (infinite for
 sure networks) and hides the target behind −1000. The paper needs labels; for an unlabelled sample the target class is
 the teacher's first, so that it can learn from all.

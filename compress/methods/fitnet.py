@@ -41,7 +41,10 @@ def guided_pair(config: Config, pairs: tuple[tuple[Tap, Tap], ...]) -> tuple[Tap
             if config.stride in (student.stride, teacher.stride):
                 return student, teacher
         strides = ", ".join(str(student.stride) for student, _ in pairs)
-        raise UsageError(f"fitnet: no stage of stride {config.stride} in both networks; they share {strides}")
+        raise UsageError(
+            f"fitnet: no stage of stride {config.stride} in both networks; they share {strides}",
+            hint="take one of these, or leave `stride` out",
+        )
     if not pairs:
         raise UsageError("fitnet needs networks with maps to pair; one of these has none", hint="take --kd kd")
     return pairs[len(pairs) // 2]

@@ -4,7 +4,7 @@
 
 Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", eq. 1. A mean over classes too, as some code has
 it, is K/2 times weaker. `center` subtracts each side's mean over classes first: softmax does not see a common shift,
-regression does.
+regression does. There is no knob to standardise logits: their scale is what is learnt here.
 
 >>> from compress.types import Signals, Batch
 >>> import torch, numpy as np

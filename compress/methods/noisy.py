@@ -7,8 +7,8 @@ is plain regression with a regulariser: E[L] = 1/(2B) Σ ‖z_s − z_t‖² + �
 Source: Sau and Balasubramanian 2016, "Deep Model Compression: Distilling Knowledge from Noisy Teachers",
 arXiv 1610.09650; they use α = 0.5 for CIFAR-10, 0.15 for MNIST and SVHN, and several σ. `where=student` puts the same
 noise on the student's logits instead, their first baseline. The second, dropout, is a knob of networks.
-No deviation. Code that goes by this name often draws one number for a sample or a whole batch, takes σ for a variance,
-or drops the 1.
+No deviation, and no knob to standardise logits: the noise is a share of their size. Code that goes by this name often
+draws one number for a sample or a whole batch, takes σ for a variance, or drops the 1.
 
 >>> import torch
 >>> z = torch.tensor([[2.0, -1.0]])

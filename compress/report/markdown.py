@@ -120,10 +120,11 @@ def _summary_tables(document: dict[str, Any]) -> list[str]:
 
 
 def _stage_lines(document: dict[str, Any]) -> list[str]:
-    seconds = {s["name"]: s["seconds"] for s in document["stages"]}
+    facts = {stage["name"]: stage for stage in document["stages"]}
     lines = []
     for row in document["derived"]["stages"]:
-        words = [f"took {fmt.duration(seconds[row['stage']])}"]
+        stage = facts[row["stage"]]
+        words = [f"took {fmt.duration(stage['seconds'])}", *stage["events"]]
         if row["parent"]:
             words = [
                 f"{row['paid']} ({row['why']})",
