@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.errors import InputRejected
 from compress.progress import counter
 from compress.worker import to_inputs
 
@@ -38,12 +39,14 @@ class Seen:
 
     extremes: Ranges
     counts: dict[str, np.ndarray]
+    zeros: dict[str, int]  # of the values, those that are exactly 0, as most are behind a ReLU
 
 
 def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
     """What every activation of the float ONNX file at `path` takes on uint8 images `[N,H,W,C]`.
 
-    `histograms=False` is for min-max alone, in half the time. Raises ValueError where an activation is not finite.
+    `histograms=False` is for min-max alone, in half the time. Raises InputRejected where an activation is not
+    finite.
     """
     outputs = Outputs(path)
     show = counter("calibrating", "images")
@@ -55,12 +58,16 @@ def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
         for name, value in values.items():
             least, most = float(value.min()), float(value.max())
             if not np.isfinite((least, most)).all():
-                raise ValueError(f"`{name}` is not finite on the calibration images")
+                raise InputRejected(
+                    f"{path}: `{name}` is not finite on the calibration images, so it has no range",
+                    hint="mend the file, or leave it in float",
+                )
             low[name], high[name] = min(low.get(name, 0.0), least), max(high.get(name, 0.0), most)
         done += outputs.batch_size
         show(min(done, len(images)) // rounds, len(images))
     extremes = {name: (low[name], high[name]) for name in low}
     counts = {name: np.zeros(BINS, np.int64) for name in extremes}
+    zeros = dict.fromkeys(extremes, 0)
     if histograms:
         done = 0
         for values in outputs.of(images):
@@ -68,10 +75,11 @@ def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
                 least, most = extremes[name]
                 scale = BINS / (most - least) if most > least else 0.0
                 places = ((value.ravel() - least) * scale).astype(np.int64)
+                zeros[name] += value.size - int(np.count_nonzero(value))
                 counts[name] += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
             done += outputs.batch_size
             show((len(images) + min(done, len(images))) // 2, len(images))
-    return Seen(extremes=extremes, counts=counts)
+    return Seen(extremes=extremes, counts=counts, zeros=zeros)
 
 
 class Outputs:
@@ -152,8 +160,19 @@ def ranges(seen: Seen, rule: str, percentile: float) -> Ranges:
         return seen.extremes
     if rule == "percentile":
         return _percentile(seen, percentile)
-    cost = {"mse": _squared_error, "entropy": _divergence}[rule]
-    return {name: _searched(seen, name, cost) for name in seen.extremes}
+    if rule == "mse":
+        return {name: _searched(seen, name, seen.counts[name], _squared_error) for name in seen.extremes}
+    return {name: _searched(seen, name, _without_zeros(seen, name), _divergence) for name in seen.extremes}
+
+
+def _without_zeros(seen: Seen, name: str) -> np.ndarray:
+    """The histogram without what is exactly 0: any range holds it at no cost, and where most values are 0, as behind a
+    ReLU, the divergence would be that of this one bin and find the narrowest range best.
+    """
+    (low, high), counts = seen.extremes[name], seen.counts[name].copy()
+    if high > low:
+        counts[min(BINS - 1, int(-low * BINS / (high - low)))] -= seen.zeros[name]
+    return counts if counts.any() else seen.counts[name]
 
 
 def _percentile(seen: Seen, share: float) -> Ranges:
@@ -169,13 +188,13 @@ def _percentile(seen: Seen, share: float) -> Ranges:
     return found
 
 
-def _searched(seen: Seen, name: str, cost: Callable[..., float]) -> tuple[float, float]:
+def _searched(seen: Seen, name: str, counts: np.ndarray, cost: Callable[..., float]) -> tuple[float, float]:
     """The range of least cost: one end is moved, then the other, from the whole range."""
     low, high = seen.extremes[name]
     if high == low:
         return low, high
     edges = np.linspace(low, high, BINS + 1)
-    centres, counts = (edges[1:] + edges[:-1]) / 2, seen.counts[name]
+    centres = (edges[1:] + edges[:-1]) / 2
     ends = [low, high]
     for end in (1, 0):
         if ends[end] == 0.0:

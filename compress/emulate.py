@@ -2,7 +2,8 @@
 
 x86 CPUs without VNNI multiply unsigned activations by signed weights with `vpmaddubsw`, which adds two neighbouring
 products and clips the sum to 16 bits. onnxruntime's kernels (MLAS) take neighbours along the reduction in the order
-kernel row, kernel column, channel, in matrix products and in convolutions but for depthwise ones. The sum of a pair can
+kernel row, kernel column, channel, in matrix products and in convolutions but for depthwise ones. Signed activations it
+makes unsigned, by adding 128, so they clip as well. The sum of a pair can
 leave 16 bits only where both weights have one sign and |w₁| + |w₂| > 32767 / 255; the exact sums are made first (in
 float32, as the file's pairs say), and what clipping takes from those pairs is then taken from them, in integers.
 """
@@ -23,6 +24,7 @@ from compress.worker import to_inputs
 BATCH = 16
 LEAST, MOST = -(2**15), 2**15 - 1
 LARGEST_LEVEL = 255  # of an unsigned activation
+SHIFT = 128  # from a signed level to the unsigned one that is computed with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ def _layers(model: Any) -> dict[str, _Layer]:
         if source is None or source.op_type != "DequantizeLinear" or levels.dtype != np.int8:
             continue
         scale, zero = (numpy_helper.to_array(constants[name]) for name in source.input[1:3])
-        if zero.dtype != np.uint8:
+        if zero.dtype not in (np.uint8, np.int8):
             continue
         attributes = {a.name: a for a in node.attribute}
         groups = attributes["group"].i if "group" in attributes else 1
@@ -120,7 +122,7 @@ def _layers(model: Any) -> dict[str, _Layer]:
                 np.broadcast_to(float(scale) * quantized.scale, levels[..., 0].size).astype(np.float32)
             ),
             scale=float(scale),
-            zero=float(zero),
+            zero=float(zero) + (SHIFT if zero.dtype == np.int8 else 0),
             risks=_risks(levels.astype(np.int64)),
         )
         if layer.risks:
@@ -136,6 +138,17 @@ def _risks(levels: np.ndarray) -> tuple[tuple[int, int, Tensor], ...]:
         (int(group), int(pair), torch.from_numpy(np.flatnonzero(at_risk[group, :, pair])))
         for group, pair in np.argwhere(at_risk.any(1))
     )
+
+
+def has_signed_activations(model: Any) -> bool:
+    """Whether activations are int8: onnxruntime makes them unsigned on x86, and may leave some of their layers in float
+    there.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    steps = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    return any(numpy_helper.to_array(constants[node.input[2]]).dtype == np.int8 for node in steps)
 
 
 def can_saturate(model: Any) -> bool:

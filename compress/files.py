@@ -193,7 +193,8 @@ def refuse_other_classes(artifact: Artifact, path: Path, dataset: Dataset) -> No
         )
     if artifact.class_names and len(artifact.class_names) != len(dataset.class_names):
         raise InputRejected(
-            f"{path} knows {len(artifact.class_names)} classes, the data has {len(dataset.class_names)}"
+            f"{path} knows {len(artifact.class_names)} classes, the data has {len(dataset.class_names)}",
+            hint="name the data set that it was made for",
         )
 
 

@@ -34,8 +34,9 @@ def fold_batchnorm(network: Any) -> Any:
             # what the libraries' own kinds of BatchNorm do besides, such as an activation, are their parts
             rest = list(bn.children())
             _replace(folded, bn_path, nn.Sequential(*rest) if rest else nn.Identity())
-        for value in folded.parameters():
-            value[value.abs() < SMALLEST_NORMAL] = 0
+        for value in (*folded.parameters(), *folded.buffers()):
+            if value.is_floating_point():
+                value[value.abs() < SMALLEST_NORMAL] = 0
 
     return _changed(merge_branches(network), fold, "folding BatchNorm")
 

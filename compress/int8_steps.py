@@ -31,7 +31,7 @@ from compress.progress import counter, say
 from compress.store import Step, Store
 from compress.types import Artifact
 
-VERSIONS = {"reestimated": 1, "layers": 2}
+VERSIONS = {"reestimated": 1, "layers": 3}
 SENSITIVITY_IMAGES = 128
 
 

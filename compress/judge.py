@@ -14,7 +14,7 @@ from compress.progress import say
 from compress.store import Store
 from compress.types import Artifact, Dataset
 
-VERSIONS = {"emulated": 1}
+VERSIONS = {"emulated": 2}
 EMULATED_IMAGES = 1000
 
 
@@ -87,8 +87,11 @@ def _on(job: Job, store: Store, artifact: Artifact, parent: Artifact, clips: boo
     found = _counts(job, store, artifact, parent, job.splits.report, here if clips is None else clips)
     words = "no sum of two products can leave 16 bits" if clips is None else ""
     if found["emulated"]:
-        arithmetic = "clipping computed on integer levels" if clips else "its pairs computed exactly"
-        words = f"{arithmetic}, on a part of the images"
+        words = "clipping computed on integer levels" if clips else "its pairs computed exactly"
+        if clips and _signed(artifact):
+            words += ", all activations made unsigned (onnxruntime leaves some layers in float)"
+        if found["n"] < len(job.splits.report.labels):
+            words += ", on a part of the images"
     return {
         **_said(artifact.stage, where, "emulated" if found["emulated"] else "measured", words), "n": found["n"],
         "correct": found["correct"], "parent_only": found["baseline_only"], "this_only": found["this_only"],
@@ -114,6 +117,12 @@ def _unknown(artifact: Artifact) -> str:
     import onnx
 
     return onnx_torch.unreadable(onnx.load(artifact.path))
+
+
+def _signed(artifact: Artifact) -> bool:
+    import onnx
+
+    return emulate.has_signed_activations(onnx.load(artifact.path))
 
 
 def _can_saturate(artifact: Artifact) -> bool:

@@ -174,7 +174,7 @@ def _corrected(place: Place, how: How) -> Iterator[How]:
 
 def _cannot_saturate(place: Place, how: How) -> str:
     target = targets.find(place.job.recipe.target)
-    if how.knobs.get("activations") != "int8" and target.clips(environment.capture()):
+    if target.clips(environment.capture()):
         return ""
     return f"products of int8 do not saturate {'on this CPU' if target.saturates is None else f'on {target.name}'}"
 

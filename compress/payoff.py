@@ -118,7 +118,7 @@ def of_quantized(
         limit = by_size(job, parent.stage, sizes)
         return bool(limit), limit or f"is not faster on {target.name}: {target.no_gain}"
     if not target.is_here(here):
-        return True, f"its speed on {target.name} cannot be measured on this machine"
+        return True, f"has a speed on {target.name} that cannot be measured on this machine"
     kernels = "".join(f"; {note}" for note in notes[:1])
     kernels += "; this CPU has no VNNI" if environment.int8_saturates(here) else ""
     return worth(job, store, parent, child, sizes=sizes, least=1.0, hint=kernels + advice)

@@ -19,7 +19,7 @@ from compress import cutting, fuse, randomness
 from compress import network as net
 from compress.catalog import Entry
 from compress.coupling import Family, Unit, joined_unit
-from compress.errors import CompressError
+from compress.errors import UsageError
 from compress.network import Network
 from compress.recipe import MOST_OF_A_LAYER
 from compress.types import Samples
@@ -48,13 +48,13 @@ class Ranking(Prunable):
 
 
 def prunable(network: Network) -> Prunable:
-    """Raises CompressError where the network has no channels that can be removed."""
+    """Raises UsageError where the network has no channels that can be removed."""
     network = copy.deepcopy(network).cpu().eval()
     families, stays = cutting.removable(network, network.contract.input_shape)
     if not families:
         name = network.contract.spec.partition(":")[0]
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(stays.items())[:2])
-        raise CompressError(f"`{name}` has no channels to prune" + f" ({why})" * bool(why), hint="leave --prune away")
+        raise UsageError(f"`{name}` has no channels to prune" + f" ({why})" * bool(why), hint="leave --prune away")
     return Prunable(network=network, families=tuple(families), stays=stays)
 
 
@@ -64,7 +64,7 @@ def rank(found: Prunable, pruner: Entry, samples: Samples | None = None) -> Rank
     parts = [parts_of(found.network, family, saliency) for family in found.families]
     scores = pruner.module.scores(pruner.config, parts)
     if not any(torch.isfinite(s).all() for s in scores):
-        raise CompressError(
+        raise UsageError(
             f"`{pruner.name}` finds nothing in `{found.network.contract.spec}` to rank its channels by",
             hint="take --pruner magnitude",
         )
@@ -162,7 +162,7 @@ def prune(
 ) -> Network:  # fmt: skip
     """A copy of `network` without the `ratio` (in (0,1)) of its removable channels that matter least.
 
-    Raises CompressError when nothing can be removed, or nothing would become smaller.
+    Raises UsageError when nothing can be removed, or nothing would become smaller.
     """
     ranking = rank(prunable(network), pruner, samples)
     return cut(ranking, choose(ranking, ratio, scope=scope, round_to=round_to), plugins=plugins, round_to=round_to)
@@ -173,7 +173,7 @@ def cut(ranking: Ranking, chosen: Chosen, *, round_to: int, plugins: tuple[Path,
     network, spec = ranking.network, ranking.network.contract.spec
     if not any(len(which) for which in chosen):
         widest = max(len(family.units) * family.channels_per_unit for family in ranking.families)
-        raise CompressError(
+        raise UsageError(
             f"pruning `{spec}` this way removes nothing: its layers are so narrow (the widest that can be pruned has "
             f"{widest} channels) that rounding to multiples of {round_to} gives every channel back",
             hint="prune more, take a smaller prune_round_to, or a smaller --width instead",
@@ -181,7 +181,7 @@ def cut(ranking: Ranking, chosen: Chosen, *, round_to: int, plugins: tuple[Path,
     example = torch.rand(2, *network.contract.input_shape, generator=torch.Generator().manual_seed(0))
     refusal = cutting.refusal(network, joined(ranking, chosen), example)
     if refusal:
-        raise CompressError(
+        raise UsageError(
             f"`{spec}` cannot be pruned this way: {refusal}", hint="take another ratio, or prune_scope=uniform"
         )
     smaller = without(ranking, chosen)
@@ -202,7 +202,7 @@ def macs(network: Network) -> int:
 def ratio_for(cost: Callable[[Network], float], ranking: Ranking, share: float, **options: Any) -> float:
     """The smallest ratio whose network costs at most `share` of the dense one, by halving. `cost` falls with the ratio.
 
-    Raises CompressError naming the best that was reached where no ratio does.
+    Raises UsageError naming the best that was reached where no ratio does.
     """
     dense = cost(ranking.network)
 
@@ -211,7 +211,7 @@ def ratio_for(cost: Callable[[Network], float], ranking: Ranking, share: float, 
 
     low, high = 0.0, MOST_OF_A_LAYER
     if (best := share_at(high)) > share:
-        raise CompressError(
+        raise UsageError(
             f"no ratio leaves {share:.0%} of the multiply-accumulates of `{ranking.network.contract.spec}`: the most "
             f"that can be removed leaves {best:.1%}",
             hint=f"ask for more, for example --prune macs={math.ceil(best * 100) / 100:g}, or take a smaller student",
@@ -251,4 +251,4 @@ def _check_reloads(network: Network, example: Tensor, plugins: tuple[Path, ...])
     with torch.no_grad():
         same = torch.equal(twin.eval()(example), network.eval()(example))
     if not same:
-        raise CompressError(f"the pruned `{contract.spec}` does not reload from its recorded widths")
+        raise UsageError(f"the pruned `{contract.spec}` does not reload from its recorded widths")

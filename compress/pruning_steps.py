@@ -23,7 +23,7 @@ from compress import (
 )
 from compress import network as net
 from compress.environment import versions
-from compress.errors import CompressError
+from compress.errors import UsageError
 from compress.network import Network
 from compress.plan import Job, plugins_digest
 from compress.progress import say
@@ -125,7 +125,14 @@ def _without_channels(
         facts["sensitivity"] = _sensitivity_step(job, store, student, ranking).facts["found"]
     ratio = _ratio(job, store, ranking, target, number, first, facts, options)
     chosen = prune.choose(ranking, ratio, **options)
-    facts |= {"ratio": ratio, "families": prune.widths(ranking, chosen), "stays": found.stays}
+    families = prune.widths(ranking, chosen)
+    narrow = {family["layers"][0]: f"rounding to multiples of {job.round_to} gives every channel back"
+              for family, which in zip(families, chosen, strict=True)
+              if not len(which) and family["channels"] < 2 * job.round_to}  # fmt: skip
+    if narrow and number == recipe.prune_steps:
+        say(f"  prune: {len(narrow)} of {len(families)} groups of layers stay whole, since rounding to multiples of "
+            f"{job.round_to} gives every channel back")  # fmt: skip
+    facts |= {"ratio": ratio, "families": families, "stays": {**found.stays, **narrow}}
     counts = {"macs": prune.macs, "parameters": net.count_parameters}
     if not any(len(which) for which in chosen) and (number < recipe.prune_steps or network.contract.widths):
         # little by little may be less than the rounding, which a later step makes up for, or an earlier one has done
@@ -186,9 +193,9 @@ def _ratio_of_latency(
     raise _unreachable(share, best)
 
 
-def _unreachable(share: float, best: dict[str, Any]) -> CompressError:
+def _unreachable(share: float, best: dict[str, Any]) -> UsageError:
     within = f"ask for more, for example --prune latency={best['high']:.2g}, or " if best["high"] < 0.995 else ""
-    return CompressError(
+    return UsageError(
         f"no ratio leaves {share:.0%} of the latency: the best was {best['share']:.0%} "
         f"({best['low']:.0%} to {best['high']:.0%}), with {best['ratio']:.0%} of the channels gone",
         hint=f"{within}take a smaller student",
@@ -255,7 +262,7 @@ def worth(job: Job, store: Store, parent: Artifact, child: Artifact, found: payo
 
 
 def refuse(job: Job, store: Store, student: Network) -> None:
-    """Raises CompressError for a pruning that cannot work, tried on an untrained student: what only needs its shapes,
+    """Raises UsageError for a pruning that cannot work, tried on an untrained student: what only needs its shapes,
     its latency included, must not be found out after an hour. What passed is not tried again.
     """
     assert job.pruner

@@ -121,12 +121,38 @@ def write(
     quantizer.model.topological_sort()
     quantized = quantizer.model.model
     quantized.producer_name = "onnx.quantize"
+    _guard(quantized, {named[label] for label in keep_float})
     _drop_zeros(quantized)
     finish(quantized, target, "int8")
     return {
         "float_nodes": sorted(left_out),
         "quantize_nodes": sum(node.op_type == "QuantizeLinear" for node in quantized.graph.node),
     }
+
+
+# beyond any float that a layer meets, so that it clips nothing; at the ends of float32 a graph may drop it
+_LARGEST = 3e38
+
+
+def _guard(model: Any, names: set[str]) -> None:
+    """Keeps these layers in float: where Dequantize, layer, Quantize follow each other, ONNX Runtime quantizes the
+    layer's weight after all, by tensor and in full range. A Clip that clips nothing parts them.
+    """
+    from onnx import helper, numpy_helper
+
+    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    ends = [numpy_helper.from_array(np.array(sign * _LARGEST, np.float32), f"guard.{sign:+d}") for sign in (-1, 1)]
+    guarded = []
+    for node in list(model.graph.node):
+        if node.name in names and node.input[0] in dequantized:
+            parted = f"{node.name}.guarded"
+            guarded.append(
+                helper.make_node("Clip", [node.input[0], *(t.name for t in ends)], [parted], f"{node.name}.guard")
+            )
+            model.graph.node.insert(list(model.graph.node).index(node), guarded[-1])
+            node.input[0] = parted
+    if guarded:
+        model.graph.initializer.extend(ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +248,13 @@ def _drop_zeros(model: Any) -> None:
 
 
 def in_float(path: Path) -> dict[str, int]:
-    """The operators that stayed in float, and how many of each, of a file that was written here."""
+    """The operators that stayed in float, and how many of each, of a file that was written here: those that read no
+    dequantized number, and kinds that have no int8 kernel, whatever they read.
+    """
     import onnx
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+    kernels = {*QDQRegistry, *QLinearOpsRegistry}
     graph = onnx.load(path).graph
     dequantized = {n for node in graph.node if node.op_type == "DequantizeLinear" for n in node.output}
     constants = {t.name for t in graph.initializer}
@@ -232,7 +262,8 @@ def in_float(path: Path) -> dict[str, int]:
         node.op_type
         for node in graph.node
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
-        and not any(name in dequantized for name in node.input)
+        and not (node.op_type in kernels and any(name in dequantized for name in node.input))
+        and not node.name.endswith(".guard")
         and set(node.input) - constants
     ]
     names, counts = np.unique(kinds, return_counts=True)

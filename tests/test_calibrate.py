@@ -9,12 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress import calibrate
+from compress.errors import InputRejected
 
 
 def seen_of(values: np.ndarray) -> calibrate.Seen:
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     counts, _ = np.histogram(values, bins=calibrate.BINS, range=(low, high))
-    return calibrate.Seen(extremes={"x": (low, high)}, counts={"x": counts})
+    zeros = values.size - int(np.count_nonzero(values))
+    return calibrate.Seen(extremes={"x": (low, high)}, counts={"x": counts}, zeros={"x": zeros})
 
 
 def normal_with_outlier(count: int = 200_000) -> np.ndarray:
@@ -59,6 +61,16 @@ def test_entropy_cuts_an_outlier_off_and_leaves_even_values() -> None:
 
 
 @pytest.mark.parametrize("rule", calibrate.RULES)
+def test_behind_a_relu_no_rule_cuts_off_what_matters(rule: str) -> None:
+    """Half of the values are exactly 0, which any range holds: it must not decide for the others."""
+    values = np.maximum(np.random.default_rng(0).normal(0, 1, 200_000), 0)
+    found = calibrate.ranges(seen_of(values), rule, 0.9999)["x"]
+    assert (
+        found[0] == 0 and found[1] > 3.4 and error(values, *found) < 1.6 * error(values, *seen_of(values).extremes["x"])
+    )
+
+
+@pytest.mark.parametrize("rule", calibrate.RULES)
 def test_ranges_hold_zero_and_lie_inside_of_what_was_seen(rule: str) -> None:
     rng = np.random.default_rng(1)
     for values in (rng.normal(5, 0.1, 999), rng.normal(-3, 1, 999), np.zeros(9), np.abs(rng.normal(0, 1, 999))):
@@ -100,7 +112,7 @@ def test_every_activation_is_seen_over_all_images_in_batches_and_at_once(tmp_pat
 
 def test_what_is_not_finite_is_named(tmp_path) -> None:
     model(tmp_path / "m.onnx", scale=float("inf"))
-    with pytest.raises(ValueError, match="`scaled` is not finite"):
+    with pytest.raises(InputRejected, match="`scaled` is not finite"):
         calibrate.look(tmp_path / "m.onnx", np.ones((2, 8, 8, 1), np.uint8))
 
 

@@ -14,7 +14,7 @@ SATURATES = environment.int8_saturates(environment.capture())
 
 
 def one_layer(
-    weight: np.ndarray, *, zero: int = 0, pads: tuple[int, ...] = (0, 0, 0, 0), groups: int = 1
+    weight: np.ndarray, *, zero: int = 0, signed: bool = False, pads: tuple[int, ...] = (0, 0, 0, 0), groups: int = 1
 ) -> onnx.ModelProto:
     """A file of one int8 convolution `[O,C,kh,kw]`: inputs in steps of 1/255, so levels are pixels plus `zero`."""
     outputs, channels = weight.shape[0], weight.shape[1] * groups
@@ -27,10 +27,11 @@ def one_layer(
         helper.make_node("DequantizeLinear", ["qy", "sy", "zy"], ["logits"]),
     ]  # fmt: skip
     step = np.float32(1 / 255)
+    moved = np.int8(zero - emulate.SHIFT) if signed else np.uint8(zero)
     tensors = {
-        "sx": step, "zx": np.uint8(zero), "w": weight.astype(np.int8), "sw": np.ones(outputs, np.float32),
+        "sx": step, "zx": moved, "w": weight.astype(np.int8), "sw": np.ones(outputs, np.float32),
         "zw": np.zeros(outputs, np.int8), "sy": np.float32(np.abs(weight).sum((1, 2, 3)).max() / 127),
-        "zy": np.uint8(128),
+        "zy": np.int8(0) if signed else np.uint8(128),
     }  # fmt: skip
     sizes = ["n", outputs, None, None]
     graph = helper.make_graph(
@@ -47,9 +48,11 @@ def pixels(channels: int, value: int | None = None, count: int = 2) -> np.ndarra
     return np.random.default_rng(0).integers(0, 256, (count, 4, 4, channels)).astype(np.uint8)
 
 
-def test_a_pair_of_full_products_is_clipped_to_sixteen_bits() -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_pair_of_full_products_is_clipped_to_sixteen_bits(signed: bool) -> None:
     """127·255 + 127·255 = 64,770 becomes 32,767: half of the sum is lost, as on every CPU without VNNI."""
-    model = one_layer(np.full((1, 4, 1, 1), 127))
+    model = one_layer(np.full((1, 4, 1, 1), 127), signed=signed)
+    assert emulate.can_saturate(model) and emulate.has_signed_activations(model) == signed
     exact, none = emulate.answers(model, pixels(4, 255), saturates=False)
     clipped, pairs = emulate.answers(model, pixels(4, 255), saturates=True)
     step = 4 / 127 * 127
@@ -88,6 +91,7 @@ def test_neighbours_are_channels_of_one_place_of_the_kernel() -> None:
         assert bool(pairs) == clips
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(
     "shape,groups,pads,zero",
     [
@@ -100,9 +104,9 @@ def test_neighbours_are_channels_of_one_place_of_the_kernel() -> None:
         ((1, 1, 3, 3), 1, (1, 1, 1, 1), 0),  # one of all: a depthwise kernel
     ],
 )
-def test_one_layer_is_what_this_machines_kernels_make_of_it(shape, groups, pads, zero, tmp_path: Path) -> None:
+def test_one_layer_is_what_this_machines_kernels_make_of_it(shape, groups, pads, zero, signed, tmp_path: Path) -> None:
     weight = np.random.default_rng(1).integers(-127, 128, shape)
-    model = one_layer(weight, groups=groups, pads=pads, zero=zero)
+    model = one_layer(weight, groups=groups, pads=pads, zero=zero, signed=signed)
     onnx.save(model, tmp_path / "model.onnx")
     images = pixels(shape[1] * groups)
     expected = answers(tmp_path / "model.onnx", images)

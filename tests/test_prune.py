@@ -4,6 +4,7 @@ The proof for every network, criterion and ratio is one equation: channels remov
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,11 @@ CASES = [
     for ratio in ((0.3, 0.6) if pruner in ("magnitude", "random") else (0.5,))
     if not (pruner == "bn_scale" and spec in WITHOUT_BATCHNORM)
 ]
+
+
+def test_the_readme_says_how_many_cases_there_are() -> None:
+    words = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"({len(CASES)} cases of network, pruner and ratio are tested)" in words
 
 
 def test_every_network_is_pruned_here() -> None:

@@ -15,7 +15,7 @@ from compress import catalog, emulate, export, network, qat, qdq
 from compress.worker import to_inputs
 
 KINDS = ["int8", "int8:weights=uint8", "int8:reduce_range=true", "int8:activations=int8,symmetric=true",
-         "int8:keep_float=body.conv1", "int8:per_channel=false"]  # fmt: skip
+         "int8:keep_float=body.conv1", "int8:keep_float=body.layer2.0.conv1", "int8:per_channel=false"]  # fmt: skip
 
 
 def begun(spec: str, source: Path, images: np.ndarray, folder: Path) -> tuple[Path, Path]:  # noqa: F811

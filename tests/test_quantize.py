@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compress import augment, bias_correction, catalog, export, files, network, plan, qdq, train
+from compress import augment, bias_correction, catalog, emulate, export, files, network, plan, qdq, train
 from compress.errors import CompressError, UsageError
 from compress.losses import hard_label_loss
 from compress.recipe import Recipe
@@ -259,6 +259,30 @@ def test_every_layer_runs_as_an_int8_kernel(int8, tmp_path) -> None:
     assert found["conversions"] == 8
     said = qdq.notes(int8[0], tmp_path)
     assert said[0].startswith("8 of 8 layers run as int8 kernels") and "1 Add, 1 Mul" in said[1]
+
+
+@pytest.mark.parametrize("layer", ["body.layer1.0.conv2", "body.layer2.0.conv1", "body.layer3.0.conv2"])
+def test_a_layer_between_two_others_stays_in_float_too(layer: str, source: Path, splits: Splits, tmp_path) -> None:
+    """ONNX Runtime quantizes the weight of a lone float layer between a Dequantize and a Quantize by itself."""
+    images = splits.calibrate.images[:40]
+    path, _ = quantized(f"int8:keep_float={layer}", source, images, tmp_path)
+    assert qdq.kernels(path, tmp_path)["float"] == 1 and "1 Conv" in qdq.notes(path, tmp_path)[1]
+    assert "Clip" not in qdq.notes(path, tmp_path)[1]
+    exact, _ = emulate.answers(onnx.load(path), splits.select.images[:32], saturates=False)
+    (tmp_path / "safe").mkdir()
+    safe, _ = quantized(f"int8:reduce_range=true,keep_float={layer}", source, images, tmp_path / "safe")
+    wanted, _ = emulate.answers(onnx.load(safe), splits.select.images[:32], saturates=False)
+    # what runs here is what the file says: nothing of it clips
+    assert np.abs(answers(safe, splits.select.images[:32]) - wanted).mean() < 0.01 * exact.std()
+
+
+def test_kinds_without_an_int8_kernel_are_named_wherever_they_stand(source: Path, splits: Splits, tmp_path) -> None:
+    model = onnx.load(source)
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Softplus", ["before"], ["logits"]))
+    onnx.save(model, tmp_path / "soft.onnx")
+    path, _ = quantized("int8", tmp_path / "soft.onnx", splits.calibrate.images[:40], tmp_path)
+    assert qdq.in_float(path)["Softplus"] == 1 and "1 Softplus" in qdq.notes(path, tmp_path)[1]
 
 
 def test_a_layer_in_float_is_counted_as_one(source: Path, splits: Splits, tmp_path) -> None:

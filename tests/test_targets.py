@@ -196,7 +196,7 @@ def test_a_speed_that_cannot_be_measured_here_decides_nothing(files, store, monk
     monkeypatch.setattr(payoff, "speedup", speed(0.5, 0.6))
     float_, int8 = files
     found = chain._paying(job_of(target="tensorrt"), store, link_of(int8), link_of(float_))
-    assert found.kept and "speed on tensorrt cannot be measured on this machine" in found.reason
+    assert found.kept and "speed on tensorrt that cannot be measured on this machine" in found.reason
 
 
 def test_where_int8_is_known_not_to_be_faster_it_is_kept_for_its_bytes_only(files, store) -> None:

@@ -37,6 +37,8 @@ def command(
     from compress.report.rows_ladder import ladder_rows
     from compress.store import Store
 
+    if out and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}", hint="make it, or name another file")
     precision = catalog.load("quantizers", quantize).module.PRECISION
     written = out or model.with_suffix(f".{precision}.onnx")
     if written == model:
@@ -53,7 +55,8 @@ def command(
         click.echo(f"{row['word']:<9} {row['rung']:<28} {cost:<26} {row['what']}")
     counts = done.counts
     lost = stats.paired_difference(counts["baseline_only"], counts["this_only"], counts["n"])
-    floats = ", ".join(f"{count} {kind}" for kind, count in qdq.in_float(written).items())
+    kinds = qdq.in_float(written) if done.artifact.precision == "int8" else {}
+    floats = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     click.echo(
         f"{written}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
         f"{counts['correct'] / counts['n']:.2%} of {counts['n']} report images, {fmt.points_interval(measured(*lost))}"
@@ -62,7 +65,7 @@ def command(
     if done.lost_on_select_points > recipe.max_drop:
         click.echo(
             f"warning: it loses {done.lost_on_select_points:.2f} points on the select images, allowed were "
-            f"{recipe.max_drop:g}; the network behind the file could be repaired further by `compress run`"
+            f"{recipe.max_drop:g}; " + _further(quantize)
         )
     if floats:
         click.echo(f"in float: {floats}")
@@ -70,3 +73,9 @@ def command(
         cost = f", {fmt.points_interval(row['cost_fraction'])} on {row['n']} images" if row["n"] else ""
         click.echo(f"{row['where']}: {row['how']}{cost}" + (f"; {row['words']}" if row["words"] else ""))
     options.next_step(f"compress bench {model} {written} --data {data}")
+
+
+def _further(quantize: str) -> str:
+    if quantize.startswith("int8_auto"):
+        return "the network behind the file could be repaired further by `compress run`"
+    return "--quantize int8_auto tries repairs"
