@@ -10,6 +10,7 @@ Source: Kim, Park and Kwak 2018, "Paraphrasing Complex Network: Network Compress
 The layers, p = 1, β = 500 and the reconstruction's L1 are the official Jangho-Kim/Factor-Transfer-pytorch's, which
 trains P for 5 epochs of CIFAR-10 and then the student for 163. Code that collapses the channels of the factors, as
 HobbitLong/RepDistiller does, compares attention maps: that is another loss.
+Cost: three 3×3 convolutions at the teacher's width, up to the backward pass of a small student.
 Deviations: where sizes differ the larger factors are pooled; dead factors have f = 0 and no gradient. A stage 1
 of few steps leaves P random: with a ResNet-56 on CIFAR-10 the error began to fall after about 100 steps (batch 128),
 and after 300 it was a quarter lower.

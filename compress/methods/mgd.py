@@ -7,6 +7,7 @@ of zeros (drawn with probability `masked`) and ones, G the generator: 3×3 convo
 is summed over a map and averaged over the batch, so a small map weighs little: α was tuned for 512×7×7 (ImageNet).
 Source: Yang et al. 2022, "Masked Generative Distillation", section 3. α = 7e-5, 15 % and masks of whole channels are
 those of the official yzd-v/MGD for classification; `mask=pixels` is its other form, one mask for all channels.
+Cost: the generator convolves at the teacher's width, up to four times the backward pass of a small student.
 Deviation: the larger map is average-pooled to the smaller (the official code wants equal sizes).
 
 >>> import torch
