@@ -1,15 +1,11 @@
-"""The facts of a run as its report holds them, and the card made from that report. Nothing is derived here."""
+"""The facts of a run as its report holds them. Nothing is derived here."""
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress import __version__, environment, recipe
-from compress.images import PREPROCESSING
 from compress.store import digest
 from compress.types import SINGLE_STREAM, Measurement, Scenario
 
@@ -156,54 +152,3 @@ def _stage_facts(link: "Link") -> dict[str, Any]:
         "pruning": link.facts.get("pruning"),
         "ladder": link.facts.get("ladder"),
     }
-
-
-def card(document: dict[str, Any], converted: list[dict[str, Any]], models: Path, reports: Path) -> str:
-    """The card beside the artifacts: what it is, what it takes, how good it is, how it was made. `converted` are the
-    manifest's entries of files for other runtimes.
-    """
-    from compress import report
-
-    run, data = document["run"], document["dataset"]
-    channels, height, width = data["input_shape"]
-    files = [a for a in document["artifacts"] if a["file"]]
-    rows = [f"| {a['file']} | {a['precision']} | {a['size_bytes']:,} | `{a['digest'][:16]}…` |" for a in files]
-    return "\n".join(
-        [
-            f"# {run['name']}",
-            "",
-            document["derived"]["verdict"]["sentence"],
-            "",
-            "| file | precision | bytes | sha256 |",
-            "| --- | --- | ---: | --- |",
-            *rows,
-            "",
-            *_for_other_runtimes(converted, run["name"]),
-            f"Input `input`: float32 `[batch, {channels}, {height}, {width}]`, values in [0,1]; the files normalise by "
-            "themselves. Output `logits`.",
-            f"Preprocessing of a photo: {json.dumps(PREPROCESSING)}",
-            f"Classes, in order: {', '.join(data['class_names'])}.",
-            f"Data: {data['name']}; {data['train']} train, {data['select']} select, {data['report']} report images.",
-            "",
-            "Made by:",
-            "",
-            f"    {run['command']}",
-            "",
-            "Check a copy of these files on your machine: `compress verify FOLDER`. The whole report:"
-            f" `{os.path.relpath(reports / 'report.html', models)}`.",
-            "",
-            report.summary(document),
-            "",
-        ]
-    )
-
-
-def _for_other_runtimes(converted: list[dict[str, Any]], name: str) -> list[str]:
-    if not converted:
-        return []
-    rows = [f"| {', '.join(each['files'].values())} | {each['runtime']} | {each['precision']} |" for each in converted]
-    said = (
-        "Converted from these, and answering as they do in their runtimes; "
-        f"`compress convert models/{name} --to RUNTIME --out DIR` makes a folder with an example that runs:"
-    )
-    return [said, "", "| files | runtime | precision |", "| --- | --- | --- |", *rows, ""]

@@ -129,6 +129,7 @@ def finished(found: Places, inputs: str) -> dict[str, Any] | None:
 def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, Any], inputs: str) -> dict[str, Any]:
     """Make both folders and put them in place. Returns the report document."""
     from compress import report
+    from compress.report import card
 
     models, reports = (_fresh(folder) for folder in (found.models, found.reports))
     files = _names([link for link in links if link.kept])
@@ -141,7 +142,7 @@ def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, 
             write_artifact(models / files[link.artifact.stage], link.artifact, job.splits.report, golden)
     converted = _write_converted(models, measured["offers"], files)
     write_atomic(models / "recipe.toml", recipe.to_toml(job.recipe).encode())
-    write_atomic(models / "card.md", facts.card(document, converted, found.models, found.reports).encode())
+    write_atomic(models / "card.md", card.render(document, converted, found.models, found.reports).encode())
     manifest = _new_manifest(found, job, run, document) | {
         "inputs_digest": inputs,
         "converted": converted,

@@ -24,10 +24,10 @@ def escaped(text: Any) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", "&#58;//")
 
 
-def _code(text: str) -> str:
+def fenced(text: str, language: str = "") -> str:
     """A fenced block whose fence is longer than any run of backticks in it."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}\n{clean(text)}\n{fence}"
+    return f"{fence}{language}\n{clean(text)}\n{fence}"
 
 
 def _short(words: str, most: int) -> str:
@@ -289,7 +289,7 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## Paths of some images through the tree", "", *lines, ""]
     parts += ["## Artifacts", "", *_artifact_lines(document), ""]
     machine = f"{env['cpu_model']}, {env['cores_allowed']} cores allowed, {env['system']}, Python {env['python']}"
-    parts += ["## Reproduce", "", escaped(machine), "", _code(run["command"]), ""]
+    parts += ["## Reproduce", "", escaped(machine), "", fenced(run["command"]), ""]
     parts += [f"Seed {run['seed']}, benchmark tier {escaped(run['tier'])}, recipe {escaped(run['recipe_digest'])}."]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"
 
