@@ -87,6 +87,12 @@ def _accuracy(
         row |= evaluate.counts(logits, job.splits.report.labels, base)
         row["teacher_only"] = row.pop("baseline_only")
         row["classes"] = evaluate.class_counts(logits, job.splits.report.labels, base)
+        row["confidence"] = evaluate.confidence(logits, job.splits.report.labels)
+        if runtime == "ort_cpu":  # by then its answers on select are known
+            select = artifact_steps.answers_step(job, store, offer.artifact, runtime, job.splits.select)
+            temperature = evaluate.best_temperature(select, job.splits.select.labels)
+            scaled = evaluate.confidence(logits / temperature, job.splits.report.labels)
+            row["confidence"] |= {"temperature": temperature, "scaled_bins": scaled["bins"]}
     except CompressError as error:
         row["failure"] = error.message
     return row

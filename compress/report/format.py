@@ -82,6 +82,13 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def temperature_words(row: dict[str, Any]) -> str:
+    """What a fitted temperature leaves of a calibration error."""
+    if row["temperature"] is None:
+        return ""
+    return f"{percent(row['scaled_error']['value'])} at temperature {significant(row['temperature'])}"
+
+
 def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 

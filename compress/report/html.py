@@ -10,6 +10,7 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report import (
     plots_comparison,
+    plots_confidence,
     plots_ladder,
     plots_latency,
     plots_pruning,
@@ -297,6 +298,20 @@ def _environment(document: dict[str, Any]) -> Markup:
     )
 
 
+def _reliability(document: dict[str, Any], labels: Labels) -> Markup | None:
+    drawing = plots_confidence.reliability(document, labels)
+    if drawing is None:
+        return None
+    key = _line_key([(labels.colour(row["stage"]), row["stage"]) for row in plots_confidence.shown(document)])
+    return element(
+        "div",
+        element("h3", "How sure, and how often right"),
+        _note(words.RELIABILITY),
+        _chart("Reliability", drawing, "chart alone"),
+        key,
+    )
+
+
 def _roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
     drawing = plots_roofline.roofline(document, labels)
     key = _cell_key(plots_roofline.shown(document), labels)
@@ -339,7 +354,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _choice(document),
         _tree(document),
         _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
-        _section("Accuracy in detail", tables.accuracy_detail(document)),
+        _section("Accuracy in detail", tables.accuracy_detail(document), _reliability(document, labels)),
         _classes(document),
         _roofline(document, labels),
         _section("Artifacts", tables.artifacts(document)),

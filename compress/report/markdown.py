@@ -170,6 +170,10 @@ def _comparison_lines(document: dict[str, Any]) -> list[str]:
             words = f"{row['stage']} on {row['runtime']}: {fmt.points_interval(row['difference_fraction'])} of top-1"
             flips = f"; {fmt.flips_words(row['flips'])}" if row["flips"] else ""
             lines.append(f"- {escaped(_with_verdict(words, row['verdict']) + flips)}")
+    for row in derived["accuracy"]:
+        if row["calibration_error"]["value"] is not None:
+            said = [f"calibration error {fmt.percent_interval(row['calibration_error'])}", fmt.temperature_words(row)]
+            lines.append(f"- {escaped(row['stage'])} on {escaped(row['runtime'])}: {', '.join(filter(None, said))}")
     return lines
 
 

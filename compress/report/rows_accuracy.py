@@ -5,6 +5,7 @@ from typing import Any
 
 from compress import stats
 from compress.report.estimates import Estimate, baseline, measured, missing
+from compress.report.rows_confidence import confidence_of
 
 
 def margin_fraction(facts: dict[str, Any]) -> float:
@@ -64,10 +65,11 @@ def _row(row: dict[str, Any], teacher: str, margin: float) -> dict[str, Any]:
     identity = {"stage": row["stage"], "runtime": row["runtime"], "is_teacher": row["stage"] == teacher}
     reason = row["failure"] or ("" if row["n"] else "no image was evaluated")
     if reason:
-        keys = ("top1_fraction", "top5_fraction", "agreement_fraction", "difference_fraction")
+        keys = ("top1_fraction", "top5_fraction", "agreement_fraction", "difference_fraction", "calibration_error",
+                "scaled_error")  # fmt: skip
         empty = {
             "mcnemar_p": None, "verdict": "", "more_images": None, "flips": None, "n": 0, "correct": None,
-            "failure": reason,
+            "failure": reason, "temperature": None,
         }  # fmt: skip
         return {**identity, **{key: missing(reason) for key in keys}, **empty}
     return {
@@ -78,6 +80,7 @@ def _row(row: dict[str, Any], teacher: str, margin: float) -> dict[str, Any]:
         "top1_fraction": _proportion(row["correct"], row["n"], "the correct answers were not counted"),
         "top5_fraction": _proportion(row.get("top5_correct"), row["n"], "too few classes for a top-5"),
         **_against_teacher(row, identity["is_teacher"], margin),
+        **confidence_of(row),
     }
 
 

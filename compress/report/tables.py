@@ -127,16 +127,21 @@ def _agreement(row: dict[str, Any]) -> Markup:
 
 def accuracy_detail(document: dict[str, Any]) -> Markup:
     """One row an artifact and runtime: all that was counted on the report split."""
+    sure = any(row["calibration_error"]["value"] is not None for row in document["derived"]["accuracy"])
     heads = ("stage, runtime", "images", "top-1 (95 %)", "top-5 (95 %)", "against the teacher", "McNemar",
-             "same answer as the teacher")  # fmt: skip
+             "same answer as the teacher", *(["calibration error (95 %)"] if sure else []))  # fmt: skip
     rows = []
     for row in document["derived"]["accuracy"]:
         name = element("th", row["stage"], element("small", row["runtime"]), scope="row")
         if row["failure"]:
-            rows.append(element("tr", name, element("td", fmt.absent(row["failure"]), class_="none", colspan="6")))
+            rows.append(
+                element(
+                    "tr", name, element("td", fmt.absent(row["failure"]), class_="none", colspan=str(len(heads) - 1))
+                )
+            )
             continue
         more = row["more_images"]
-        p = row["mcnemar_p"]
+        p, temperature = row["mcnemar_p"], fmt.temperature_words(row)
         rows.append(
             element(
                 "tr",
@@ -148,6 +153,7 @@ def accuracy_detail(document: dict[str, Any]) -> Markup:
                 element("td", "" if p is None else fmt.p_value(p),
                         element("small", f"about {fmt.about(more)} more images needed") if more else None, class_="n"),
                 _agreement(row),
+                *([number(row["calibration_error"], fmt.percent_interval, note=temperature)] if sure else []),
             )
         )  # fmt: skip
     return table("Accuracy in detail", heads, rows)

@@ -42,6 +42,11 @@ TREE = (
 )
 TREE_CUT = " The tree is deeper than what is drawn."
 TREE_PATHS = "The first image of each of some classes of the report split: the filters on its way, and its leaf."
+RELIABILITY = (
+    "The images in fifteen bins of equally many, by the probability of the answer. Below the dotted line answers are "
+    "surer than they are right. The calibration error is the mean distance from it; a temperature, fitted on the "
+    "select split, divides the logits and changes no answer."
+)
 ROOFLINE = (
     "Multiply-adds a second against multiply-adds for each byte of the file. The roof is what this CPU showed beside "
     "the cells, at as many threads: a float32 matrix product and the sum of two large arrays, both by numpy. A file "
