@@ -233,7 +233,7 @@ def test_plugin_brings_a_network_of_the_users_own(compress, tmp_path):
 
 def test_what_cannot_be_pruned_is_refused_before_any_training(compress):
     done = compress("run", "--student", "soft_tree", "--kd", "cross_entropy", "--prune", "0.3")
-    assert done.returncode == 1 and "`soft_tree` has no channels to prune" in done.stderr
+    assert done.returncode == 2 and "`soft_tree` has no channels to prune" in done.stderr
     assert "epochs" not in done.stdout and "images/s" not in done.stderr
 
 
