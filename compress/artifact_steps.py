@@ -24,7 +24,7 @@ from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
 from compress.types import Artifact, Dataset, Samples
 
-VERSIONS = {"export": 2, "ensemble": 1, "quantize": 4, "answers": 1}
+VERSIONS = {"export": 3, "ensemble": 1, "quantize": 4, "answers": 1}
 
 
 def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:

@@ -24,7 +24,6 @@ from compress.worker import START_ALLOWANCE_S
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
 POOL_SIZE = 128
 ANSWER_BATCH = 64
-EXTRA_ROUNDS = 3
 INSPECT_MEMORY_BYTES = 8 << 30
 LARGEST_ONNX_BYTES = 2 << 30  # protobuf's own limit
 # Failures of opening that are the machine's and not the file's; the adapters' contract, see runtimes/__init__.py.
@@ -40,6 +39,7 @@ class Tier:
     warmup_runs: int
     warmup_s: float
     block_s: float
+    extra_rounds: int = 3  # the first rounds, in which visits look at more than the latency
 
     @property
     def paced_s(self) -> float:
@@ -48,7 +48,7 @@ class Tier:
 
 
 _TIERS = (
-    Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.25),
+    Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.25, extra_rounds=0),
     Tier(name="quick", rounds=5, warmup_runs=10, warmup_s=0.5, block_s=1.0),
     Tier(name="standard", rounds=10, warmup_runs=10, warmup_s=1.0, block_s=2.0),
     Tier(name="rigorous", rounds=30, warmup_runs=30, warmup_s=3.0, block_s=10.0),
@@ -106,7 +106,7 @@ def measure(
                 continue
             spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number], "paced_s": tier.paced_s}
             # every other load is a cold one; what needs no pairing by round is looked at in the first rounds only
-            spec |= {"cold": number % 2 == 1, "extra_s": tier.block_s / 4 if number < EXTRA_ROUNDS else 0.0}
+            spec |= {"cold": number % 2 == 1, "extra_s": tier.block_s / 4 if number < tier.extra_rounds else 0.0}
             try:
                 visit = _visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:

@@ -39,7 +39,7 @@ class Seen:
 
     extremes: Ranges
     counts: dict[str, np.ndarray]
-    zeros: dict[str, int]  # of the values, those that are exactly 0, as most are behind a ReLU
+    zeros: dict[str, np.ndarray]  # as `counts`, of the values that are exactly 0, as most are behind a ReLU
 
 
 def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
@@ -67,16 +67,16 @@ def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
         show(min(done, len(images)) // rounds, len(images))
     extremes = {name: (low[name], high[name]) for name in low}
     counts = {name: np.zeros(BINS, np.int64) for name in extremes}
-    zeros = dict.fromkeys(extremes, 0)
+    zeros = {name: np.zeros(BINS, np.int64) for name in extremes}
     if histograms:
         done = 0
         for values in outputs.of(images):
             for name, value in values.items():
                 least, most = extremes[name]
                 scale = BINS / (most - least) if most > least else 0.0
-                places = ((value.ravel() - least) * scale).astype(np.int64)
-                zeros[name] += value.size - int(np.count_nonzero(value))
-                counts[name] += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+                places = np.minimum(((value.ravel() - least) * scale).astype(np.int64), BINS - 1)
+                counts[name] += np.bincount(places, minlength=BINS)
+                zeros[name] += np.bincount(places[value.ravel() == 0], minlength=BINS)
             done += outputs.batch_size
             show((len(images) + min(done, len(images))) // 2, len(images))
     return Seen(extremes=extremes, counts=counts, zeros=zeros)
@@ -169,9 +169,7 @@ def _without_zeros(seen: Seen, name: str) -> np.ndarray:
     """The histogram without what is exactly 0: any range holds it at no cost, and where most values are 0, as behind a
     ReLU, the divergence would be that of this one bin and find the narrowest range best.
     """
-    (low, high), counts = seen.extremes[name], seen.counts[name].copy()
-    if high > low:
-        counts[min(BINS - 1, int(-low * BINS / (high - low)))] -= seen.zeros[name]
+    counts = seen.counts[name] - seen.zeros[name]
     return counts if counts.any() else seen.counts[name]
 
 

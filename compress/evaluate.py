@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 _ONE_SIDED_95 = 1.645  # standard errors of a normal distribution
+BINS, RESAMPLES = 15, 500  # of the calibration error
 
 
 def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None = None) -> dict[str, Any]:
@@ -37,9 +38,6 @@ def class_counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray) -
         "this_only": right & ~base_right,
     }  # fmt: skip
     return {k: np.bincount(labels[mask], minlength=logits.shape[1]).tolist() for k, mask in chosen.items()}
-
-
-BINS, RESAMPLES = 15, 500
 
 
 def confidence(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

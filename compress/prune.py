@@ -19,7 +19,7 @@ from compress import cutting, fuse, randomness
 from compress import network as net
 from compress.catalog import Entry
 from compress.coupling import Family, Unit, joined_unit
-from compress.errors import UsageError
+from compress.errors import CompressError, UsageError
 from compress.network import Network
 from compress.recipe import MOST_OF_A_LAYER
 from compress.types import Samples
@@ -251,4 +251,4 @@ def _check_reloads(network: Network, example: Tensor, plugins: tuple[Path, ...])
     with torch.no_grad():
         same = torch.equal(twin.eval()(example), network.eval()(example))
     if not same:
-        raise UsageError(f"the pruned `{contract.spec}` does not reload from its recorded widths")
+        raise CompressError(f"the pruned `{contract.spec}` does not reload from its recorded widths")

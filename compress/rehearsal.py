@@ -10,6 +10,7 @@ from compress.network import Network
 from compress.plan import Job
 from compress.progress import say
 from compress.store import Store
+from compress.teacher import Ensemble
 
 
 def try_networks(job: Job, store: Store) -> None:
@@ -63,7 +64,7 @@ def _only_logits(job: Job, above: taps.Probe | None) -> str:
     """What gives the answers, where it gives nothing else."""
     if above or not job.teachers:
         return ""
-    return "an ensemble of teachers" if len(job.teachers) > 1 else "an ONNX file"
+    return Ensemble.only_logits if len(job.teachers) > 1 else "an ONNX file"
 
 
 def _refuse_single_images(job: Job, network: Network, label: str) -> None:

@@ -198,7 +198,7 @@ def same(pool: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 def peaks() -> dict[str, float]:
     """The most that this CPU does at the number of threads that the environment gives, by numpy: float32 multiply-adds
-    a second in a matrix product, and bytes a second in a + b over arrays that no cache holds (as in STREAM).
+    a second in a matrix product, and bytes a second in a + a, an array that no cache holds, into another (as in STREAM).
     """
     a, c = np.full((GEMM_SIZE, GEMM_SIZE), 0.5, np.float32), np.ones(STREAM_BYTES // 4, np.float32)
     product, total = a.copy(), c.copy()

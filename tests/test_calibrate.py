@@ -15,7 +15,7 @@ from compress.errors import InputRejected
 def seen_of(values: np.ndarray) -> calibrate.Seen:
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     counts, _ = np.histogram(values, bins=calibrate.BINS, range=(low, high))
-    zeros = values.size - int(np.count_nonzero(values))
+    zeros, _ = np.histogram(values[values == 0], bins=calibrate.BINS, range=(low, high))
     return calibrate.Seen(extremes={"x": (low, high)}, counts={"x": counts}, zeros={"x": zeros})
 
 
@@ -104,6 +104,9 @@ def test_every_activation_is_seen_over_all_images_in_batches_and_at_once(tmp_pat
     assert found.counts["shifted"].sum() == values.size
     # values on the edge of a bin may fall to either side
     assert np.abs(found.counts["shifted"].cumsum() - expected.cumsum()).max() <= 2 * 37
+    # zeros are taken out of the very bin that they were counted in, wherever it lies
+    assert all((found.counts[name] >= found.zeros[name]).all() for name in found.counts)
+    assert found.zeros["logits"].sum() == (values <= 0).sum() and found.zeros["logits"][1:].sum() == 0
     monkeypatch.setattr(calibrate, "MOST_IN_A_BATCH", 5)
     again = calibrate.look(tmp_path / "m.onnx", images)
     assert again.extremes == found.extremes

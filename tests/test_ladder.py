@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_pruning_steps import digits
 from test_report import make_facts
+from test_resume import die_after
 
 from compress import (
     artifact_steps,
@@ -184,16 +185,7 @@ def trained_in(root: Path) -> str:
 
 def child(root: str, most_steps: str) -> None:
     """One process that trains in this store, killed before one more than so many steps."""
-    left, original = [int(most_steps)], augment.Augmenter.batch
-
-    def batch(*arguments, **options):
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **options)
-
-    train.CHECKPOINT_EVERY_S = -1.0  # every step is kept
-    augment.Augmenter.batch = batch
+    die_after(int(most_steps))
     print(trained_in(Path(root)))
 
 

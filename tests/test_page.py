@@ -79,7 +79,7 @@ class Watched:
     """A page that is open, and all that it did beside showing itself."""
 
     def __init__(self, browser: Browser, path: Path, address: str = "", **options: Any):
-        self.context = browser.new_context(offline=False, **options)
+        self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
         self.requests: list[str] = []
         self.said: list[str] = []

@@ -375,6 +375,12 @@ def test_a_stage_that_is_slower_did_not_pay(facts):
     assert stage["paid"] == "did not pay" and "slower in ort_cpu" in stage["why"]
 
 
+def test_files_whose_parameters_nobody_counted_say_so(facts):
+    for artifact in facts["artifacts"]:
+        artifact["parameters"] = artifact["macs"] = None
+    assert html.render(report.document_of(facts)).count(fmt.absent("not counted")) >= 2 * len(facts["artifacts"])
+
+
 def test_missing_numbers_say_why_and_are_never_zero(document):
     cuda = _by_cell(document, "int8/ort_cuda/1")
     assert cuda["latency_ns"] == {"value": None, "low": None, "high": None, "reason": NO_CUDA}

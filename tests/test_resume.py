@@ -102,10 +102,10 @@ def run(scenario: dict[str, Any], folder: Path) -> str:
     return network.digest(student)
 
 
-def child(name: str, folder: str, last_step: str) -> None:
-    """One process: at most `last_step` steps, then killed; prints the digest if it gets to the end."""
-    train.CHECKPOINT_EVERY_S = -1.0  # every step is kept
-    left, original = [int(last_step)], augment.Augmenter.batch
+def die_after(steps: int) -> None:
+    """This process keeps every step that it trains, and is killed before one more than so many."""
+    train.CHECKPOINT_EVERY_S = -1.0
+    left, original = [steps], augment.Augmenter.batch
 
     def batch(*arguments, **options):
         left[0] -= 1
@@ -114,6 +114,11 @@ def child(name: str, folder: str, last_step: str) -> None:
         return original(*arguments, **options)
 
     augment.Augmenter.batch = batch
+
+
+def child(name: str, folder: str, last_step: str) -> None:
+    """One process: at most `last_step` steps, then killed; prints the digest if it gets to the end."""
+    die_after(int(last_step))
     print(run(SCENARIOS[name], Path(folder)), flush=True)
 
 

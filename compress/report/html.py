@@ -316,7 +316,7 @@ def _roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
     drawing = plots_roofline.roofline(document, labels)
     key = _cell_key(plots_roofline.shown(document), labels)
     return drawing and _section(
-        "Arithmetic under the CPU's roofs", _note(words.ROOFLINE), _chart("Roofline", drawing), key
+        "Arithmetic under the CPU's roofs", _note(words.ROOFLINE), _chart("Roofline", drawing, "chart alone"), key
     )
 
 

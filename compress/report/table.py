@@ -54,9 +54,9 @@ def sort_value(value: float | None) -> str | None:
     return None if value is None else f"{value:.6g}"
 
 
-def counted(value: float | None, show: Callable[[float], str]) -> Markup:
-    """A table cell with a plain number; empty where there is none."""
-    return element("td", "" if value is None else show(value), class_="n", data_v=sort_value(value))
+def counted(value: float | None, show: Callable[[float], str], otherwise: str = "") -> Markup:
+    """A table cell with a plain number, or what is said where there is none."""
+    return element("td", otherwise if value is None else show(value), class_="n", data_v=sort_value(value))
 
 
 def plain(estimate: dict[str, Any], one: Callable[[float], str]) -> Markup:

@@ -207,8 +207,8 @@ def artifacts(document: dict[str, Any]) -> Markup:
             element("td", a["file"] or "not shipped"),
             element("td", f"{a['format']}, {a['precision']}", class_="n"),
             counted(a["size_bytes"], fmt.size),
-            counted(a["parameters"], lambda count: fmt.quantity(count) if count else fmt.absent("not counted")),
-            counted(a["macs"], lambda count: fmt.quantity(count) if count else fmt.absent("not counted")),
+            counted(a["parameters"] or None, fmt.quantity, fmt.absent("not counted")),
+            counted(a["macs"] or None, fmt.quantity, fmt.absent("not counted")),
             element("td", parity_text(a["parity"]) if a["format"] == "onnx" else "", class_="p"),
             element("td", element("code", fmt.short_digest(a["digest"])), class_="n"),
         )
