@@ -1,7 +1,8 @@
 """Latency and answers of shipped bytes: every visit is a fresh child process that holds one artifact in one runtime.
 
 Rounds visit all cells in a new seeded order, so that a drift of the machine falls on all of them alike; the parent
-sleeps while a child runs and never imports a runtime. See `worker.py` for what a visit records.
+sleeps while a child runs and never imports a runtime. See `worker.py` for what a visit records. The children run on
+this machine, or on another `host`.
 """
 
 import shutil
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from compress import catalog, environment
-from compress.child import ChildFailed, readable, run_child, workspace
+from compress import catalog
+from compress.child import HERE, ChildFailed, Host, readable, workspace
 from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
 from compress.store import file_digest, folder_digest
 from compress.types import Artifact, Measurement
-from compress.worker import START_ALLOWANCE_S
+from compress.worker import START_ALLOWANCE_S, Unavailable, load_adapter
 
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
 POOL_SIZE = 128
@@ -82,6 +83,7 @@ def measure(
     on_visit: Callable[[int, int], None] = lambda done, total: None,
     plugins: tuple[Path, ...] = (),
     timeout_s: float = 0.0,
+    host: Host = HERE,
 ) -> list[Measurement]:
     """One Measurement a cell, in the order of `cells`; a failed cell states its reason and stops no other.
 
@@ -94,7 +96,7 @@ def measure(
     visits: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
     failures: dict[str, str] = {}
     with workspace(scratch) as work:
-        specs = _prepare(cells, images, seed, work, plugins, failures)
+        specs = _prepare(cells, images, seed, work, plugins, failures, host)
         plan = [
             (number, position, cells[index])
             for number in range(tier.rounds)
@@ -108,7 +110,7 @@ def measure(
             # every other load is a cold one; what needs no pairing by round is looked at in the first rounds only
             spec |= {"cold": number % 2 == 1, "extra_s": tier.block_s / 4 if number < tier.extra_rounds else 0.0}
             try:
-                visit = _visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
+                visit = host.visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:
                 failures[cell.name] = readable(failure, spec["model"], cell.artifact.path)
                 continue
@@ -131,6 +133,7 @@ def answers(
     scratch: Path,
     plugins: tuple[Path, ...] = (),
     timeout_s: float = 0.0,
+    host: Host = HERE,
 ) -> np.ndarray:
     """Logits float32 `[N,K]` of uint8 images `[N,H,W,C]`, each asked exactly once, of the artifact's own bytes.
 
@@ -139,7 +142,7 @@ def answers(
     Raises InputRejected when the file is not what it should be, Unmeasurable when the runtime gives no answer.
     """
     return answers_and_facts(
-        artifact, runtime, images, threads=threads, scratch=scratch, plugins=plugins, timeout_s=timeout_s
+        artifact, runtime, images, threads=threads, scratch=scratch, plugins=plugins, timeout_s=timeout_s, host=host
     )[0]
 
 
@@ -152,27 +155,35 @@ def answers_and_facts(
     scratch: Path,
     plugins: tuple[Path, ...] = (),
     timeout_s: float = 0.0,
+    host: Host = HERE,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """As `answers`, and what the child said beside: `effective` settings, `runtime_version`, seconds of its stages."""
     if len(images) == 0:
         raise Unmeasurable(f"no image to ask {artifact.path} about", hint="name a data set with at least one image")
     _check_shape(artifact, images)
+    adapter = load_adapter(str(runtime_file(runtime, plugins)))
+    if adapter.FORMAT != artifact.format:
+        raise Unmeasurable(
+            f"{artifact.path} cannot run in {runtime}: {_other_format(runtime, adapter.FORMAT, artifact.format)}"
+        )
     with workspace(scratch) as work:
-        state = _state(runtime, artifact.format, work, plugins)
-        if state["unavailable"]:
-            raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {state['unavailable']}")
         copy = private_copy(artifact, work / "model")
         np.save(work / "images.npy", images)
         spec = _spec("answers", runtime, copy, threads, plugins) | {
             "images": str(work / "images.npy"),
             "batch": ANSWER_BATCH,
             "logits": str(work / "logits.npy"),
+            "unproved": True,
         }
         try:
             with Progress(f"{artifact.stage} in {runtime}", len(images), "images") as bar:
-                allowed_s = timeout_s or state["start_allowance_s"] + 0.5 * len(images)
-                facts = run_child(spec, work, allowed_s, plugins, bar.to)
+                start_s = getattr(adapter, "START_ALLOWANCE_S", START_ALLOWANCE_S)
+                allowed_s = timeout_s or start_s + 0.5 * len(images)
+                facts = host.run(spec, work, allowed_s, plugins, bar.to)
         except ChildFailed as failure:
+            if failure.kind == Unavailable.__name__:
+                reason = str(failure).partition(f"{failure.kind}: ")[2]
+                raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {reason}") from failure
             text = readable(failure, str(copy), artifact.path)
             if failure.stage == "load" and failure.kind not in NOT_THE_FILE:
                 raise _rejected(artifact.path, text) from failure
@@ -197,23 +208,25 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
     """
     _check_file(path)
     with workspace(scratch) as work:
-        reason = _state("ort_cpu", "onnx", work, ())["unavailable"]
+        reason = _state("ort_cpu", "onnx", work, (), HERE)["unavailable"]
         if reason:
             raise Unmeasurable(f"cannot inspect {path}: {reason}")
         (work / "model").mkdir()
         copy = shutil.copyfile(path, work / "model" / "model.onnx")
         spec = _spec("inspect", "ort_cpu", copy, 1, ()) | {"memory_bytes": INSPECT_MEMORY_BYTES}
         try:
-            return run_child(spec, work, START_ALLOWANCE_S, ())
+            return HERE.run(spec, work, START_ALLOWANCE_S, ())
         except ChildFailed as failure:
             raise _rejected(path, readable(failure, str(copy), path)) from failure
 
 
-def runtime_state(name: str, scratch: Path, plugins: tuple[Path, ...] = ()) -> dict[str, str]:
-    """`unavailable` (the reason, or "") and `version` of a runtime here, asked in a child."""
+def runtime_state(
+    name: str, scratch: Path, plugins: tuple[Path, ...] = (), host: Host = HERE
+) -> dict[str, str]:  # fmt: skip
+    """`unavailable` (the reason, or "") and `version` of a runtime on `host`, asked in a child."""
     with workspace(scratch) as work:
         try:
-            state = run_child(
+            state = host.run(
                 {"mode": "probe", "adapter": str(runtime_file(name, plugins))}, work, START_ALLOWANCE_S, plugins
             )
         except ChildFailed as failure:
@@ -233,6 +246,7 @@ def _prepare(
     work: Path,
     plugins: tuple[Path, ...],
     failures: dict[str, str],
+    host: Host,
 ) -> dict[str, dict[str, Any]]:
     """Each usable cell's worker spec, by name; the reasons of the others go into `failures`."""
     count = min(POOL_SIZE, len(images))
@@ -241,7 +255,7 @@ def _prepare(
     failures |= {cell.name: cell.refused for cell in cells if cell.refused}
     cells = [cell for cell in cells if not cell.refused]
     kinds = dict.fromkeys((cell.runtime, cell.artifact.format) for cell in cells)
-    states = {kind: _state(*kind, work, plugins) for kind in kinds}
+    states = {kind: _state(*kind, work, plugins, host) for kind in kinds}
     specs: dict[str, dict[str, Any]] = {}
     for index, cell in enumerate(cells):
         try:
@@ -268,18 +282,6 @@ def _spec(mode: str, runtime: str, model: Path, threads: int, plugins: tuple[Pat
     return {"mode": mode, "adapter": str(adapter), "model": str(model), "threads": threads}
 
 
-def _visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    throttled = environment.throttled_periods()
-    load, (stolen, ticks) = environment.load_average(), environment.cpu_ticks()
-    visit = run_child(spec, work, timeout_s, plugins)
-    stolen_after, ticks_after = environment.cpu_ticks()
-    return visit | {
-        "load_average": load,
-        "throttled_periods": environment.throttled_periods() - throttled,
-        "steal_fraction": (stolen_after - stolen) / max(1, ticks_after - ticks),
-    }
-
-
 def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Measurement:
     return Measurement(
         cell=cell.name,
@@ -295,18 +297,22 @@ def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Meas
     )
 
 
-def _state(runtime: str, format: str, work: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    """`unavailable`: why `runtime` cannot run an artifact of `format` here, or ""; `start_allowance_s`. Asked in a
+def _state(runtime: str, format: str, work: Path, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
+    """`unavailable`: why `runtime` cannot run an artifact of `format` on `host`, or ""; `start_allowance_s`. Asked in a
     child, for it may import the runtime.
     """
     spec = {"mode": "probe", "adapter": str(runtime_file(runtime, plugins))}
     try:
-        state = run_child(spec, work, START_ALLOWANCE_S, plugins)
+        state = host.run(spec, work, START_ALLOWANCE_S, plugins)
     except ChildFailed as failure:
         return {"unavailable": str(failure), "start_allowance_s": 0.0}
     if state["format"] != format:
-        state["unavailable"] = f"{runtime} reads {state['format']} artifacts, this one is {format}"
+        state["unavailable"] = _other_format(runtime, state["format"], format)
     return state
+
+
+def _other_format(runtime: str, reads: str, given: str) -> str:
+    return f"{runtime} reads {reads} artifacts, this one is {given}"
 
 
 def _check_shape(artifact: Artifact, images: np.ndarray) -> None:

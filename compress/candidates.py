@@ -26,7 +26,7 @@ from compress.store import Step, Store, digest, file_digest, read_json, write_js
 from compress.types import Artifact, Dataset, Measurement
 
 VERSIONS = {"untrained": 3, "latency": 1}
-TIER = bench.TIERS["smoke"]
+TIER = "smoke"
 TIMED_IMAGES = bench.POOL_SIZE
 # images that ranges come from: they move a quantized file's zero points, which are numbers of one byte or two
 RANGE_IMAGES = 16
@@ -196,7 +196,7 @@ def _latency_parts(subject: Subject, artifact: Artifact, machine: str) -> dict[s
         "artifact": artifact.digest,
         "runtime": subject.runtime,
         "threads": subject.threads,
-        "tier": dataclasses.asdict(TIER),
+        "tier": dataclasses.asdict(bench.TIERS[TIER]),
         "images": subject.images.digest,
         "plugins": [file_digest(path) for path in subject.plugins],
         "machine": machine,
@@ -216,9 +216,10 @@ def _session(store: Store, subject: Subject, lacking: list[Artifact], parts: dic
     keys[cells[-1].name] = {**keys[cells[0].name], "again": True}
     folders = {name: store.folder("latency", digest({"step": "latency", **one})) for name, one in keys.items()}
     failures: dict[str, str] = {}
-    one_round = dataclasses.replace(TIER, rounds=1)
-    with Progress("measuring untrained files", TIER.rounds * len(cells), "visits") as bar:
-        for number in range(TIER.rounds):
+    tier = bench.TIERS[TIER]
+    one_round = dataclasses.replace(tier, rounds=1)
+    with Progress("measuring untrained files", tier.rounds * len(cells), "visits") as bar:
+        for number in range(tier.rounds):
             due = [
                 c for c in cells if c.name not in failures and not (folders[c.name] / f"round-{number}.json").exists()
             ]
@@ -250,7 +251,7 @@ def _keep_round(folder: Path, number: int, measurement: Measurement) -> None:
 
 
 def _collect(folder: Path) -> dict[str, Any]:
-    files = [folder / f"round-{number}.json" for number in range(TIER.rounds)]
+    files = [folder / f"round-{number}.json" for number in range(bench.TIERS[TIER].rounds)]
     visits = [read_json(file) for file in files]
     for file in files:
         file.unlink()

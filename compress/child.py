@@ -1,6 +1,7 @@
 """One child process: started clean, waited for without polling, and gone with all that it started.
 
-Used by `bench.py`, whose other side is `worker.py`, and by `conversion.py`, whose other side is `converter.py`.
+Used by `bench.py`, whose other side is `worker.py`, and by `conversion.py`, whose other side is `converter.py`. On
+another machine `agent.py` uses it.
 """
 
 import contextlib
@@ -15,7 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
+
+from compress import environment
+from compress.types import Environment
 
 WORKER = Path(__file__).with_name("worker.py")
 CONVERTER = Path(__file__).with_name("converter.py")
@@ -85,6 +89,48 @@ def run_child(
     if not finished:
         raise ChildFailed(f"no result within {timeout_s:g} s; stopped")
     return _read_result(result, log, child.returncode)
+
+
+def visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
+    """As `run_child`, and beside it what befell the machine meanwhile: load, throttling, time taken by others."""
+    throttled = environment.throttled_periods()
+    load, (stolen, ticks) = environment.load_average(), environment.cpu_ticks()
+    result = run_child(spec, work, timeout_s, plugins)
+    stolen_after, ticks_after = environment.cpu_ticks()
+    return result | {
+        "load_average": load,
+        "throttled_periods": environment.throttled_periods() - throttled,
+        "steal_fraction": (stolen_after - stolen) / max(1, ticks_after - ticks),
+    }
+
+
+class Host(Protocol):
+    """A machine on which children run: this one, or another (`remote.Remote`). Files are named by their paths here."""
+
+    def run(
+        self, spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...],
+        on_progress: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """As `run_child`."""
+
+    def visit(
+        self, spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]
+    ) -> dict[str, Any]:  # fmt: skip
+        """As `visit`."""
+
+    def environment(self) -> Environment:
+        """As `environment.capture`."""
+
+
+class _Here:
+    """This machine."""
+
+    run = staticmethod(run_child)
+    visit = staticmethod(visit)
+    environment = staticmethod(environment.capture)
+
+
+HERE: Host = _Here()
 
 
 def _looks(

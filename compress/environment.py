@@ -47,7 +47,7 @@ def capture() -> Environment:
         system=f"{platform.system()} {platform.release()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         python=platform.python_version(),
         packages=package_versions(),
-        commit=_commit(Path(__file__).parent.parent),
+        commit=tool_commit(),
     )
 
 
@@ -186,7 +186,7 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _commit(checkout: Path) -> str:
+def tool_commit(checkout: Path = Path(__file__).parent.parent) -> str:
     """The commit of a checkout, with `-dirty` when files differ from it; nothing for an installed package."""
     if not (checkout / ".git").exists():
         return ""

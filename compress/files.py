@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from compress import __version__, bench, environment, evaluate, facts, recipe
+from compress import __version__, bench, evaluate, facts, recipe
+from compress.child import HERE, Host
+from compress.environment import allowed_threads, tool_commit
 from compress.errors import CompressError, InputRejected, UsageError
 from compress.runtimes.ort_cpu import TOLERANCE
 from compress.store import digest, file_digest, read_json
-from compress.types import Artifact, Dataset, Scenario
+from compress.types import Artifact, Dataset, Environment, Scenario
 
 
 def open_onnx(path: Path, scratch: Path) -> Artifact:
@@ -155,7 +157,7 @@ def verify(folder: Path, scratch: Path) -> list[tuple[str, str]]:
     rows = []
     for artifact in open_run(folder)[0]:
         images, expected = read_golden(artifact.path.with_suffix(".golden.npz"))
-        got = bench.answers(artifact, "ort_cpu", images, threads=environment.allowed_threads(), scratch=scratch)
+        got = bench.answers(artifact, "ort_cpu", images, threads=allowed_threads(), scratch=scratch)
         spread = float(expected.max() - expected.min()) or 1.0
         difference = float(np.abs(got - expected).max()) / spread
         agree = int((got.argmax(1) == expected.argmax(1)).sum())
@@ -198,11 +200,13 @@ def refuse_other_classes(artifact: Artifact, path: Path, dataset: Dataset) -> No
         )
 
 
-def accuracy_row(artifact: Artifact, runtime: str, dataset: Dataset, scratch: Path, base: np.ndarray | None) -> tuple:
+def accuracy_row(
+    artifact: Artifact, runtime: str, dataset: Dataset, scratch: Path, base: np.ndarray | None, host: Host = HERE
+) -> tuple:  # fmt: skip
     """(facts row, logits) of an artifact's bytes on a split; classes must agree by name where both have names."""
     refuse_other_classes(artifact, artifact.path, dataset)
-    threads = environment.allowed_threads()
-    logits = bench.answers(artifact, runtime, dataset.images, threads=threads, scratch=scratch)
+    threads = host.environment().cores_allowed
+    logits = bench.answers(artifact, runtime, dataset.images, threads=threads, scratch=scratch, host=host)
     counts = evaluate.counts(logits, dataset.labels, logits if base is None else base)
     counts["teacher_only"] = counts.pop("baseline_only")
     return {"stage": artifact.stage, "runtime": runtime, "failure": "", **counts}, logits
@@ -210,12 +214,12 @@ def accuracy_row(artifact: Artifact, runtime: str, dataset: Dataset, scratch: Pa
 
 def document(
     artifacts: list[Artifact], measurements: list[dict[str, Any]], *, command: str, tier: str, seed: int,
-    image_count: int, data_note: str, scenario: Scenario,
+    image_count: int, data_note: str, scenario: Scenario, environment: Environment,
 ) -> dict[str, Any]:  # fmt: skip
-    """A report document of files outside a run: the first artifact is the baseline."""
+    """A report document of files outside a run, measured in `environment`: the first artifact is the baseline."""
     from compress import report
 
-    env, shape = environment.capture(), artifacts[0].input_shape
+    shape = artifacts[0].input_shape
     rows = [
         {
             "stage": a.stage, "role": "student" if i else "teacher", "file": a.path.name, "format": a.format,
@@ -227,7 +231,7 @@ def document(
     return report.document_of(
         {
             "schema_version": facts.SCHEMA_VERSION,
-            "tool": {"version": __version__, "commit": env.commit},
+            "tool": {"version": __version__, "commit": tool_commit()},
             "run": {
                 "name": " ".join(a.path.name for a in artifacts)[:80], "command": command, "seconds": 0.0,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"), "seed": seed, "tier": tier,
@@ -235,7 +239,7 @@ def document(
                 "fps": scenario.fps, "deadline_ns": scenario.deadline_ns,
             },
             "recipe": {},
-            "environment": asdict(env),
+            "environment": asdict(environment),
             "dataset": {
                 "name": data_note, "class_names": list(artifacts[0].class_names), "input_shape": list(shape),
                 "train": 0, "select": 0, "calibrate": 0, "report": image_count, "digest": "", "skipped": [],

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from compress import bench, catalog, conversion, facts, files, plan, randomness
+from compress.child import HERE, Host
 from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -21,6 +22,7 @@ SYNTHETIC_IMAGES = 128
 def cells_of(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], scratch: Path, plugins: tuple[Path, ...],
     refused: Mapping[tuple[str, str], str] = MappingProxyType({}), scenario: Scenario = SINGLE_STREAM,
+    host: Host = HERE,
 ) -> list[bench.Cell]:  # fmt: skip
     """A cell for each (artifact, runtime), number of threads and batch size; the first whose runtime works here once
     more, as the A/A control. `refused` holds why some (stage, runtime) are not to be measured. Queries at a rate are
@@ -38,7 +40,7 @@ def cells_of(
     ]  # fmt: skip
     runtimes = dict.fromkeys(cell.runtime for cell in cells if not cell.refused)
     usable = next(
-        (r for r in runtimes if not bench.runtime_state(r, scratch, plugins)["unavailable"]), cells[0].runtime
+        (r for r in runtimes if not bench.runtime_state(r, scratch, plugins, host)["unavailable"]), cells[0].runtime
     )
     first = next((cell for cell in cells if cell.runtime == usable and not cell.refused), cells[0])
     twin = dataclasses.replace(first, name=first.name + TWIN, fps=0.0)
@@ -75,14 +77,14 @@ def twin_of(measurement: Measurement) -> str:
 def latency(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
     store: Store, plugins: tuple[Path, ...] = (), refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
-    scenario: Scenario = SINGLE_STREAM,
+    scenario: Scenario = SINGLE_STREAM, host: Host = HERE,
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
-    cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused, scenario)
+    cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused, scenario, host)
     with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
         return bench.measure(
             cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
-            on_visit=lambda done, total: bar.to(done), plugins=plugins,
+            on_visit=lambda done, total: bar.to(done), plugins=plugins, host=host,
         )  # fmt: skip
 
 
@@ -96,9 +98,9 @@ def synthetic_images(input_shape: tuple[int, int, int], count: int = SYNTHETIC_I
 
 def bench_files(
     artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str,
-    scenario: Scenario = SINGLE_STREAM,
+    scenario: Scenario = SINGLE_STREAM, host: Host = HERE,
 ) -> dict:  # fmt: skip
-    """A report document of these artifacts' latency in the recipe's runtimes."""
+    """A report document of these artifacts' latency in the recipe's runtimes, on `host`; files are converted here."""
     for runtime in recipe.runtimes:
         if catalog.load("runtimes", runtime).module.FORMAT == "torch":
             raise InputRejected(f"`{runtime}` reads networks, not ONNX files", hint="take ort_cpu or ort_cuda")
@@ -111,12 +113,16 @@ def bench_files(
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"
     pairs, refused = _for_runtimes(artifacts, recipe.runtimes, store)
-    measurements = latency(pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused, scenario=scenario)
+    environment = host.environment()
+    measurements = latency(
+        pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused, scenario=scenario, host=host,
+    )  # fmt: skip
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}")
     return files.document(
         artifacts,
         [facts.measurement_facts(m, twin_of(m), scenario) for m in measurements],
+        environment=environment,
         scenario=scenario,
         command=command,
         tier=tier,

@@ -48,7 +48,8 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
             "started": started_at.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
         }
-        document = publish.publish(places, job, links, measured, inputs)
+        resolved = publish.inputs_digest(job.recipe, splits, plugins)
+        document = publish.publish(places, job, links, measured, [inputs, resolved])
     return Result(models=places.models, reports=places.reports, document=document, reused=False)
 
 

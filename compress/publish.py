@@ -117,7 +117,7 @@ def _manifest(found: Places) -> dict[str, Any] | None:
 def finished(found: Places, inputs: str) -> dict[str, Any] | None:
     """The report of an earlier run of the same inputs whose files are all still as its manifest says, or None."""
     manifest = _manifest(found)
-    if manifest is None or manifest.get("inputs_digest") != inputs:
+    if manifest is None or inputs not in manifest.get("inputs_digests", ()):
         return None
     listed = [(found.models / e["file"], e["sha256"]) for e in manifest["files"]]
     listed += [(found.reports / e["file"], e["sha256"]) for e in manifest["report"]]
@@ -126,8 +126,12 @@ def finished(found: Places, inputs: str) -> dict[str, Any] | None:
     return read_json(found.reports / "report.json")
 
 
-def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, Any], inputs: str) -> dict[str, Any]:
-    """Make both folders and put them in place. Returns the report document."""
+def publish(
+    found: Places, job: "Job", links: list["Link"], measured: dict[str, Any], inputs: list[str]
+) -> dict[str, Any]:  # fmt: skip
+    """Make both folders and put them in place. Returns the report document. `inputs`: digests of what was asked for,
+    and of what it resolved into: the run's own recipe file asks for the same.
+    """
     from compress import report
     from compress.report import card
 
@@ -144,7 +148,7 @@ def publish(found: Places, job: "Job", links: list["Link"], measured: dict[str, 
     write_atomic(models / "recipe.toml", recipe.to_toml(job.recipe).encode())
     write_atomic(models / "card.md", card.render(document, converted, found.models, found.reports).encode())
     manifest = _new_manifest(found, job, run, document) | {
-        "inputs_digest": inputs,
+        "inputs_digests": inputs,
         "converted": converted,
         "files": _listed(models),
         "report": _listed(reports),

@@ -10,7 +10,7 @@ JSON result goes, by atomic rename), and unless probing `model` and `threads`; f
 `fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of it in memory;
 `extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the block.
 Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
-`memory_bytes` (address space).
+`memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be used here at all.
 
 A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
 """
@@ -46,6 +46,10 @@ TIMER_RUNS = 201
 GEMM_SIZE, STREAM_BYTES = 1024, 32 << 20
 
 
+class Unavailable(Exception):
+    """The runtime cannot be used here; the adapter's own sentence."""
+
+
 class StageFailed(Exception):
     """What went wrong, with the stage in which it did: import, load, first_inference, warmup, block or answers."""
 
@@ -79,6 +83,8 @@ def start(spec: dict[str, Any], facts: dict[str, Any]) -> tuple[ModuleType, Any]
     """(adapter, open session); `facts` receives the version and the times of both stages."""
     with stage("import", facts):
         adapter = load_adapter(spec["adapter"])
+        if spec.get("unproved") and (reason := adapter.unavailable()):
+            raise Unavailable(reason)
         facts["runtime_version"] = adapter.version()
     with stage("load", facts):
         session = adapter.open_session(spec["model"], spec["threads"])
@@ -198,7 +204,7 @@ def same(pool: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 def peaks() -> dict[str, float]:
     """The most that this CPU does at the number of threads that the environment gives, by numpy: float32 multiply-adds
-    a second in a matrix product, and bytes a second in a + a, an array that no cache holds, into another (as in STREAM).
+    a second in a matrix product, and bytes a second in a + a into another, arrays that no cache holds (as in STREAM).
     """
     a, c = np.full((GEMM_SIZE, GEMM_SIZE), 0.5, np.float32), np.ones(STREAM_BYTES // 4, np.float32)
     product, total = a.copy(), c.copy()

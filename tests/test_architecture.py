@@ -25,7 +25,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_prunin
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 # name → why it may be longer
-LONG: dict[str, str] = {}
+LONG: dict[str, str] = {"worker": "one file is copied to other machines"}
 
 
 def name_of(path: Path) -> str:

@@ -413,6 +413,7 @@ def test_worker_and_one_adapter_work_alone(images, tmp_path):
 
 def test_tiers():
     assert list(bench.TIERS) == ["smoke", "quick", "standard", "rigorous"]
-    assert all(bench.TIERS[name].name == name and bench.TIERS[name].rounds >= 5 for name in bench.TIERS)
+    assert all(tier.name == name for name, tier in bench.TIERS.items())
+    assert all(tier.rounds >= 5 for tier in bench._TIERS)  # not those of the tests, which have fewer
     with pytest.raises(dataclasses.FrozenInstanceError):
         bench.TIERS["quick"].rounds = 1

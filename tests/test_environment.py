@@ -97,16 +97,16 @@ def git(folder, *arguments):
 
 
 def test_commit_of_a_checkout_and_of_an_installed_package(tmp_path):
-    assert environment._commit(tmp_path) == ""
+    assert environment.tool_commit(tmp_path) == ""
     git(tmp_path, "init")
-    assert environment._commit(tmp_path) == ""
+    assert environment.tool_commit(tmp_path) == ""
     write(tmp_path / "file", "one")
     git(tmp_path, "add", "file")
     git(tmp_path, "commit", "-m", "first")
-    clean = environment._commit(tmp_path)
+    clean = environment.tool_commit(tmp_path)
     assert len(clean) == 40
     write(tmp_path / "file", "two")
-    assert environment._commit(tmp_path) == f"{clean}-dirty"
+    assert environment.tool_commit(tmp_path) == f"{clean}-dirty"
 
 
 def test_importing_the_measuring_side_imports_no_runtime():

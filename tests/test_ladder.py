@@ -16,7 +16,6 @@ from test_resume import die_after
 
 from compress import (
     artifact_steps,
-    augment,
     environment,
     evaluate,
     int8_steps,
@@ -24,7 +23,6 @@ from compress import (
     plan,
     qat_steps,
     schedules,
-    train,
 )
 from compress.recipe import Recipe
 from compress.report import html, markdown, plots_ladder, rows, rows_ladder, schema

@@ -240,7 +240,7 @@ def test_methods_with_stages_are_refused_for_peers(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_chain_with_assistant_peer_and_generations(splits, tmp_path, few_rounds) -> None:
+def test_the_whole_chain_with_assistant_peer_and_generations(splits, tmp_path) -> None:
     common = {
         "student": TINY, "teacher": "mlp:depth=2,hidden=64", "kd": "kd", "epochs": 2, "teacher_epochs": 2,
         "runtimes": "ort_cpu", "out": str(tmp_path),

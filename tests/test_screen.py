@@ -387,7 +387,7 @@ def test_a_student_that_is_given_is_left_alone(splits, store) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, store, few_rounds):
+def finished(tmp_path_factory, store):
     """A whole run by `auto`, from Python."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:

@@ -117,7 +117,7 @@ def test_a_student_without_a_bias_is_refused_before_any_training(splits: Splits)
 
 
 @pytest.mark.slow
-def test_a_student_that_never_saw_a_class_learns_it_from_its_teacher(tmp_path: Path, few_rounds) -> None:
+def test_a_student_that_never_saw_a_class_learns_it_from_its_teacher(tmp_path: Path) -> None:
     """Hinton's experiment on digits: without a 3 in the transfer set, and with the bias of 3 corrected."""
     common = {
         "student": "mlp:depth=1,hidden=100", "teacher": "mlp:depth=1,hidden=400", "epochs": 30, "teacher_epochs": 30,

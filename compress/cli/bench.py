@@ -31,11 +31,12 @@ MOST_FPS = 10_000
 @click.option("--batch", "batches", default="1", show_default=True, help="Batch sizes, apart by commas.")
 @click.option("--fps", type=float, default=0.0, help="Queries at this rate too, counted from when they were due.")
 @click.option("--deadline", default="", help="With --fps, the time for an answer: 33ms [until the next is due].")
+@options.on
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of visits and of the inputs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and report.html.")
 def command(
     artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, batches: str,
-    fps: float, deadline: str, seed: int, out: Path | None,
+    fps: float, deadline: str, on: str, seed: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Latency of ONNX files, or of a run's; the first file is the baseline and is measured twice (A/A).
 
@@ -43,6 +44,7 @@ def command(
     compress bench models/RUN --data digits --tier standard
     compress bench a.onnx b.onnx --synthetic --threads 1,2 --batch 1,8,32 --out reports/ab
     compress bench models/RUN --fps 30 --deadline 33ms
+    compress bench models/RUN --on ssh://pi@board.local --runtimes ort_cpu,litert
     """
     from dataclasses import replace
 
@@ -65,10 +67,12 @@ def command(
     base = Recipe() if synthetic else files.data_for(artifacts, found, data)
     wanted = typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
     chosen = replace(base, **wanted)
-    document = measuring.bench_files(
-        found, chosen, tier=tier, synthetic=synthetic, store=store, command=shlex.join(["compress", *sys.argv[1:]]),
-        scenario=scenario,
-    )  # fmt: skip
+    # reports are meant to be shared: the name of the other machine and its user are not in them
+    spoken = shlex.join(["compress", *sys.argv[1:]]).replace(on or "\0", f"{on.partition(':')[0]}://…")
+    with options.host(on) as host:
+        document = measuring.bench_files(
+            found, chosen, tier=tier, synthetic=synthetic, store=store, command=spoken, scenario=scenario, host=host,
+        )  # fmt: skip
     click.echo(summary(document))
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)

@@ -18,16 +18,18 @@ from compress.cli import options
     help="Runtime to ask.",
     shell_complete=options.completion("runtimes"),
 )
+@options.on
 @click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
 @click.option("--json", "as_json", is_flag=True, help="Counts as JSON instead of the table.")
 def command(
-    artifacts: tuple[Path, ...], data: str, split: str, runtime: str, on_bad: str, as_json: bool
+    artifacts: tuple[Path, ...], data: str, split: str, runtime: str, on: str, on_bad: str, as_json: bool
 ) -> None:  # fmt: skip
     """Accuracy of the very bytes of ONNX files, or of a run's, on every image of a split.
 
     \b
     compress eval models/RUN
     compress eval a.onnx b.onnx --data PHOTOS
+    compress eval models/RUN --on ssh://pi@board.local
     """
     import json
 
@@ -41,12 +43,13 @@ def command(
     found = files.open_any(artifacts, scratch)
     dataset = getattr(plan.load_data(files.data_for(artifacts, found, data, on_bad), store), split)
     rows, base = [], None
-    for artifact in found:
-        files.refuse_other_classes(artifact, artifact.path, dataset)
-        made = conversion.converted(store, artifact, runtime)[0] if conversion.converts(runtime) else artifact
-        row, logits = files.accuracy_row(made, runtime, dataset, scratch, base)
-        base = logits if base is None else base
-        rows.append(row)
+    with options.host(on) as host:
+        for artifact in found:
+            files.refuse_other_classes(artifact, artifact.path, dataset)
+            made = conversion.converted(store, artifact, runtime)[0] if conversion.converts(runtime) else artifact
+            row, logits = files.accuracy_row(made, runtime, dataset, scratch, base, host)
+            base = logits if base is None else base
+            rows.append(row)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -1,14 +1,18 @@
 """Options that several commands share, and the way from flags to a Recipe."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress import config, recipe
 from compress.errors import UsageError
+
+if TYPE_CHECKING:
+    from compress.child import Host
 
 plugin = click.option(
     "--plugin",
@@ -38,6 +42,12 @@ def completion(kind: str) -> Callable[[click.Context, click.Parameter, str], lis
 
 
 threads = click.option("--threads", default="1", show_default=True, help="Numbers of threads, apart by commas.")
+on = click.option(
+    "--on",
+    default="",
+    metavar="ADDRESS",
+    help="Another machine: ssh://USER@HOST:PORT/PATH/TO/PYTHON; the last two may be left out.",
+)
 
 # what has a flag of its own; every other key of a recipe is set by --set
 _FLAGS = (
@@ -78,6 +88,19 @@ def to_recipe(flags: dict[str, Any], recipe_file: Path | None, settings: tuple[s
     if download:
         given["download"] = True
     return recipe.Recipe(**{**values, **given})
+
+
+@contextmanager
+def host(address: str) -> "Iterator[Host]":
+    """The machine that `--on` names, this one where it names none. Raises UsageError and Unmeasurable."""
+    from compress import remote
+    from compress.child import HERE
+
+    if not address:
+        yield HERE
+        return
+    with remote.connected(address) as there:
+        yield there
 
 
 def existing_plugins(plugins: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -29,8 +29,7 @@ def unavailable() -> str:
     device = _no_device()
     if device:
         return f"no CUDA device: {device}; with one, pip install '{REQUIRES}'"
-    wheels = {d.metadata["Name"].lower() for d in metadata.distributions() if d.metadata["Name"]}
-    if {"onnxruntime", "onnxruntime-gpu"} <= wheels:
+    if all(_installed(name) for name in ("onnxruntime", "onnxruntime-gpu")):
         return (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
             f"pip uninstall onnxruntime onnxruntime-gpu, then pip install '{REQUIRES}'"
@@ -56,6 +55,11 @@ def _no_device() -> str:
     if status != 0:
         return f"the NVIDIA driver answers with error {status}"
     return "" if count.value > 0 else "the NVIDIA driver shows no GPU"
+
+
+def _installed(distribution: str) -> bool:
+    # by name: reading what all distributions say of themselves takes longer than importing the runtime
+    return next(iter(metadata.Distribution.discover(name=distribution)), None) is not None
 
 
 def version() -> str:
