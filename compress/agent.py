@@ -3,9 +3,9 @@
     python -c 'import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))'
 
 Lines of JSON on standard input tell it what to do, each is answered by lines on standard output: `put` a file (its
-bytes follow the line), `get` one, `run` a function of a module that was put. All that it writes lies in one new folder. When
-standard input ends, because the near side is done or the connection is cut, what it started is killed and the folder
-removed, even in the middle of a visit.
+bytes follow the line), `get` one, `run` a function of a module that was put. All that it writes lies in one new folder.
+When standard input ends, because the near side is done or the connection is cut, what it started is killed and the
+folder removed, even in the middle of a visit.
 """
 
 import json
@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 READY = "compress-agent"
@@ -42,7 +43,11 @@ def children():
     return found
 
 
+ENDING = threading.Lock()
+
+
 def end(folder):
+    ENDING.acquire()  # never given back: whoever comes second waits for the end
     for pid in children():
         try:
             os.killpg(pid, signal.SIGKILL)
@@ -109,14 +114,18 @@ def main():
     requests = queue.Queue()
     say(ready=READY, refused="")
     threading.Thread(target=listen, args=(folder, requests), daemon=True).start()
-    while True:
-        request, content = requests.get()
-        if request["do"] == "put":
-            put(folder, request, content)
-        elif request["do"] == "get":
-            get(folder, request)
-        else:
-            run(folder, request)
+    try:
+        while True:
+            request, content = requests.get()
+            if request["do"] == "put":
+                put(folder, request, content)
+            elif request["do"] == "get":
+                get(folder, request)
+            else:
+                run(folder, request)
+    finally:  # the other end is gone, or a bug of ours, whose traceback ssh brings home
+        traceback.print_exc()
+        end(folder)
 
 
 if __name__ == "__main__":

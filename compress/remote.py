@@ -33,6 +33,7 @@ OPTIONS = (
 CONNECT_S, TRANSFER_S, GRACE_S = 60.0, 600.0, 30.0
 # What a login shell may print before anything of ours.
 MOST_CHATTER_BYTES = 1 << 20
+MOST_REPLY_BYTES = 256 << 20
 # the measuring side of this package: the standard library and numpy
 _SENT = ("__init__", "types", "environment", "child", "worker")
 _BOOTSTRAP = "import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
@@ -52,7 +53,7 @@ def address_of(text: str) -> Address:
     hint = "for example ssh://pi@board.local, or ssh://pi@board.local:2222/home/pi/venv/bin/python"
     parts = urlsplit(text)
     if parts.scheme != "ssh" or parts.query or parts.fragment or parts.password is not None:
-        raise UsageError(f"--on takes ssh://USER@HOST or adb:SERIAL, got `{text}`", hint=hint)
+        raise UsageError(f"--on takes ssh://USER@HOST, got `{text}`", hint=hint)
     try:
         port = parts.port or 0
     except ValueError:
@@ -200,7 +201,7 @@ class Remote:
         end = time.monotonic() + CONNECT_S
         heard = 0
         while heard < MOST_CHATTER_BYTES:
-            line = self._line(max(0.0, end - time.monotonic()))
+            line = self._line(max(0.0, end - time.monotonic()), MOST_CHATTER_BYTES)
             heard += len(line)
             if agent.READY.encode() in line:
                 return str(json.loads(line)["refused"])
@@ -213,11 +214,15 @@ class Remote:
         except ValueError:
             raise ChildFailed(f"it answered what is no JSON: {line[:200]!r}") from None
 
-    def _line(self, timeout_s: float) -> bytes:
+    def _line(self, timeout_s: float, most_bytes: int = MOST_REPLY_BYTES) -> bytes:
         end = time.monotonic() + timeout_s
-        while b"\n" not in self._unread:
-            self._unread += self._more(end)
-        line, _, self._unread = self._unread.partition(b"\n")
+        parts, size = [self._unread], len(self._unread)
+        while b"\n" not in parts[-1]:
+            if size > most_bytes:
+                raise ChildFailed("it says other things than were asked for")
+            parts.append(self._more(end))
+            size += len(parts[-1])
+        line, _, self._unread = b"".join(parts).partition(b"\n")
         return line
 
     def _read(self, size: int, timeout_s: float) -> bytes:

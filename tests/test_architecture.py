@@ -25,7 +25,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_prunin
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 # name → why it may be longer
-LONG: dict[str, str] = {"worker": "one file is copied to other machines"}
+LONG: dict[str, str] = {"worker.py": "it must stand alone: it is copied to other machines"}
 
 
 def name_of(path: Path) -> str:
@@ -162,7 +162,7 @@ def test_torch_would_be_seen() -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_stay_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LONGEST_FILE
+    assert len(text.splitlines()) <= LONGEST_FILE or path.name in LONG
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and f"{path.name} {node.name}" not in LONG:
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{path.name} {node.name}"
@@ -176,12 +176,8 @@ def test_every_module_says_what_it_is(path: Path) -> None:
 
 def test_the_list_of_exceptions_is_true() -> None:
     for entry in LONG:
-        file, function = entry.split()
-        (node,) = [
-            n
-            for path in FILES
-            if path.name == file
-            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(n, ast.FunctionDef) and n.name == function
-        ]
-        assert node.end_lineno - node.lineno >= LONGEST_FUNCTION, f"{entry} is short enough now: strike it off"
+        file, _, function = entry.partition(" ")
+        (text,) = [path.read_text(encoding="utf-8") for path in FILES if path.name == file]
+        functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == function]
+        lengths = [n.end_lineno - n.lineno - LONGEST_FUNCTION for n in functions]
+        assert max(lengths, default=len(text.splitlines()) - LONGEST_FILE - 1) >= 0, f"strike off {entry}: it is short"
