@@ -119,6 +119,41 @@ def measure(
     return [_measurement(cell, visits[cell.name], failures.get(cell.name, "")) for cell in cells]
 
 
+def sustained(
+    cells: Sequence[Cell],
+    images: np.ndarray,
+    seconds: float,
+    *,
+    seed: int,
+    scratch: Path,
+    on_cell: Callable[[int, int], None] = lambda done, total: None,
+    plugins: tuple[Path, ...] = (),
+    host: Host = HERE,
+) -> dict[str, dict[str, Any]]:
+    """What each cell is like when it works without a pause for `seconds`, by its name: `windows` (see `worker.py`) or
+    the reason in `failure`. One cell after another, in a seeded random order: the machine is as warm as the one before
+    left it. Raises as `measure`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    with workspace(scratch) as work:
+        specs = _prepare(cells, images, seed, work, plugins, failures, host)
+        for done, index in enumerate(visit_order(seed, 0, len(cells))):
+            cell = cells[index]
+            on_cell(done, len(cells))
+            if cell.name in failures:
+                found[cell.name] = {"windows": [], "failure": failures[cell.name]}
+                continue
+            spec = specs[cell.name] | {"mode": "sustained", "seed": [seed, 0], "sustained_s": seconds}
+            try:
+                visit = host.run(spec, work, spec["start_allowance_s"] + 2 * seconds, plugins)
+                found[cell.name] = {"windows": visit["windows"], "failure": ""}
+            except ChildFailed as failure:
+                found[cell.name] = {"windows": [], "failure": readable(failure, spec["model"], cell.artifact.path)}
+        on_cell(len(cells), len(cells))
+    return found
+
+
 def visit_order(seed: int, round_number: int, count: int) -> list[int]:
     """The order in which a round visits `count` cells: a function of its arguments alone."""
     return np.random.default_rng([seed, round_number]).permutation(count).tolist()

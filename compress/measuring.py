@@ -10,7 +10,7 @@ import numpy as np
 from compress import bench, catalog, conversion, facts, files, plan, randomness
 from compress.child import HERE, Host
 from compress.errors import InputRejected, Unmeasurable, UsageError
-from compress.progress import Progress
+from compress.progress import Progress, duration
 from compress.recipe import Recipe
 from compress.store import Store
 from compress.types import SINGLE_STREAM, Artifact, Measurement, Scenario
@@ -82,10 +82,21 @@ def latency(
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
     cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused, scenario, host)
     with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
-        return bench.measure(
+        measured = bench.measure(
             cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
             on_visit=lambda done, total: bar.to(done), plugins=plugins, host=host,
         )  # fmt: skip
+    if not scenario.sustained_s:
+        return measured
+    # single images, as those at a rate; what failed for a second would fail for minutes
+    failed = {m.cell for m in measured if m.failure}
+    chosen = [cell for cell in cells if cell.batch == 1 and not cell.name.endswith(TWIN) and cell.name not in failed]
+    with Progress(f"without a pause, {duration(scenario.sustained_s)} each", len(chosen), "cells") as bar:
+        found = bench.sustained(
+            chosen, images, scenario.sustained_s, seed=seed, scratch=store.root / "scratch",
+            on_cell=lambda done, total: bar.to(done), plugins=plugins, host=host,
+        )  # fmt: skip
+    return [dataclasses.replace(m, sustained=found.get(m.cell)) for m in measured]
 
 
 def synthetic_images(input_shape: tuple[int, int, int], count: int = SYNTHETIC_IMAGES) -> np.ndarray:

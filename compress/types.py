@@ -142,12 +142,13 @@ class Artifact:
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """How files are asked beside one query after another: at batch sizes, and at a rate in frames per second (0: not)
-    with the time that an answer may take.
+    with the time that an answer may take; and for how long without a pause (0: not).
     """
 
     batches: tuple[int, ...] = (1,)
     fps: float = 0.0
     deadline_ns: float = 0.0
+    sustained_s: float = 0.0
 
 
 SINGLE_STREAM = Scenario()
@@ -165,6 +166,7 @@ class Measurement:
     threads: int
     batch: int
     visits: tuple[dict[str, Any], ...] = ()  # one a round; see worker.py for the fields
+    sustained: dict[str, Any] | None = None  # `windows` and `failure`, where the cell was to work without a pause
     failure: str = ""
 
 

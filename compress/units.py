@@ -8,12 +8,18 @@ import re
 from compress.errors import UsageError
 
 LATENCIES = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
+DURATIONS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def latency_ns(text: str, where: str) -> float:
     """`800us` → 800000.0. Raises UsageError naming `where` and the units."""
     return _parse(text, LATENCIES, where, "a time", "3ms")
+
+
+def duration_s(text: str, where: str) -> float:
+    """`10m` → 600.0. Raises UsageError naming `where` and the units."""
+    return _parse(text, DURATIONS, where, "a duration", "10m")
 
 
 def size_bytes(text: str, where: str) -> int:

@@ -4,11 +4,12 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 
     python -P worker.py SPEC.json
 
-SPEC.json: `mode` (`probe`, `latency`, `answers`, `inspect`), `adapter` (path of the adapter file), `result` (where the
-JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images` (.npy, uint8
-`[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write);
+SPEC.json: `mode` (`probe`, `latency`, `sustained`, `answers`, `inspect`), `adapter` (path of the adapter file),
+`result` (where the JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images`
+(.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits` (.npy to write);
 `fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of it in memory;
-`extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the block.
+`extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the block;
+`sustained_s`, for how long to go on without a pause.
 Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
 `memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be used here at all.
 
@@ -43,6 +44,7 @@ STEADY_SHARE = 0.02
 # for loading and the first inference; an adapter that compiles then declares more
 START_ALLOWANCE_S = 120.0
 TIMER_RUNS = 201
+LONGEST_WINDOW_S = 60.0
 GEMM_SIZE, STREAM_BYTES = 1024, 32 << 20
 
 
@@ -316,6 +318,55 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def sustained(spec: dict[str, Any]) -> dict[str, Any]:
+    """The model without a pause for `sustained_s`, with no warm-up: `windows` of a minute, or of a tenth of the time,
+    each with its queries' number, median and 90th percentile, and the machine's temperature and clock at its end.
+    """
+    facts: dict[str, Any] = {}
+    queries = draw(np.load(spec["images"]), spec["batch"], spec["seed"])
+    adapter, session = start(spec, facts)
+    with stage("first_inference", facts):
+        adapter.run(session, next(queries))
+    windows: list[dict[str, Any]] = []
+    window_s = min(LONGEST_WINDOW_S, spec["sustained_s"] / 10)
+    begun = time.monotonic()
+    with stage("sustained", facts):
+        for number in range(1, round(spec["sustained_s"] / window_s) + 1):
+            left_s = begun + number * window_s - time.monotonic()
+            samples_ns, *_ = repeat(adapter, session, queries, 1, max(0.0, left_s))
+            windows.append(
+                {
+                    "end_s": round(time.monotonic() - begun, 3),
+                    "n": len(samples_ns),
+                    "median_ns": statistics.median(samples_ns),
+                    "p90_ns": float(np.quantile(samples_ns, 0.9)),
+                    "celsius": hottest_celsius(),
+                    "megahertz": clock_megahertz(),
+                }
+            )
+    return {**facts, "windows": windows}
+
+
+def hottest_celsius(root: Path = Path("/sys/class/thermal")) -> float | None:
+    """The hottest of the machine's thermal zones; None where it shows none, as most virtual machines."""
+    return _extreme(root.glob("thermal_zone*/temp"), max, 1e-3)
+
+
+def clock_megahertz(root: Path = Path("/sys/devices/system/cpu")) -> float | None:
+    """The slowest core's clock; None where the system does not say."""
+    return _extreme(root.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), min, 1e-3)
+
+
+def _extreme(paths: Iterator[Path], which: Callable[[list[float]], float], scale: float) -> float | None:
+    found = []
+    for path in paths:
+        try:
+            found.append(int(path.read_text()) * scale)
+        except (OSError, ValueError):  # a sensor that is asleep
+            continue
+    return which(found) if found else None
+
+
 def answers(spec: dict[str, Any]) -> dict[str, Any]:
     """Writes the logits float32 `[N,K]` of every image, each asked once, in order."""
     facts: dict[str, Any] = {}
@@ -368,7 +419,7 @@ def probe(spec: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-MODES = {"probe": probe, "latency": latency, "answers": answers, "inspect": inspect}
+MODES = {"probe": probe, "latency": latency, "sustained": sustained, "answers": answers, "inspect": inspect}
 
 
 def limit(spec: dict[str, Any]) -> None:

@@ -31,12 +31,13 @@ MOST_FPS = 10_000
 @click.option("--batch", "batches", default="1", show_default=True, help="Batch sizes, apart by commas.")
 @click.option("--fps", type=float, default=0.0, help="Queries at this rate too, counted from when they were due.")
 @click.option("--deadline", default="", help="With --fps, the time for an answer: 33ms [until the next is due].")
+@click.option("--sustained", default="", metavar="TIME", help="Each cell without a pause too, for so long: 10m.")
 @options.on
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of visits and of the inputs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and report.html.")
 def command(
     artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, batches: str,
-    fps: float, deadline: str, on: str, seed: int, out: Path | None,
+    fps: float, deadline: str, sustained: str, on: str, seed: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Latency of ONNX files, or of a run's; the first file is the baseline and is measured twice (A/A).
 
@@ -44,6 +45,7 @@ def command(
     compress bench models/RUN --data digits --tier standard
     compress bench a.onnx b.onnx --synthetic --threads 1,2 --batch 1,8,32 --out reports/ab
     compress bench models/RUN --fps 30 --deadline 33ms
+    compress bench models/RUN --sustained 10m
     compress bench models/RUN --on ssh://pi@board.local --runtimes ort_cpu,litert
     """
     from dataclasses import replace
@@ -61,7 +63,7 @@ def command(
         files.require_data(artifacts, data)
     if tier not in bench.TIERS:
         raise unknown("tier", tier, list(bench.TIERS))
-    scenario = _scenario(batches, fps, deadline)
+    scenario = _scenario(batches, fps, deadline, sustained)
     store = Store.default()
     found = files.open_any(artifacts, store.root / "scratch")
     base = Recipe() if synthetic else files.data_for(artifacts, found, data)
@@ -80,7 +82,7 @@ def command(
     options.next_step(f"compress eval {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))
 
 
-def _scenario(batches: str, fps: float, deadline: str) -> "Scenario":
+def _scenario(batches: str, fps: float, deadline: str, sustained: str) -> "Scenario":
     """Raises UsageError naming the flag."""
     from compress import units
     from compress.errors import UsageError
@@ -96,4 +98,5 @@ def _scenario(batches: str, fps: float, deadline: str) -> "Scenario":
     if fps < 0 or fps > MOST_FPS:
         raise UsageError(f"--fps must be between 0 and {MOST_FPS:,}, got {fps:g}")
     allowed_ns = units.latency_ns(deadline, "--deadline") if deadline else 1e9 / fps if fps else 0.0
-    return Scenario(batches=tuple(map(int, sizes)), fps=fps, deadline_ns=allowed_ns)
+    sustained_s = units.duration_s(sustained, "--sustained") if sustained else 0.0
+    return Scenario(batches=tuple(map(int, sizes)), fps=fps, deadline_ns=allowed_ns, sustained_s=sustained_s)

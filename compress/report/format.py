@@ -179,6 +179,31 @@ def control_words(control: Estimate | None) -> list[str]:
     return [words + (": the machine was too noisy to trust these" if control["verdict"] == "invalid" else "")]
 
 
+def celsius(degrees: float) -> str:
+    return f"{degrees:.0f} °C"
+
+
+def sustained_title(document: dict[str, Any]) -> str:
+    """`Without a pause for 10m00s`."""
+    return f"Without a pause for {duration(max(row['seconds'] for row in document['derived']['sustained']))}"
+
+
+def sustained_words(row: dict[str, Any]) -> str:
+    """What a row says in a line of text."""
+    if row["last_of_first"]["value"] is None:
+        return absent(row["last_of_first"]["reason"])
+    said = [
+        f"median {latency(row['first_ns']['value'])} at first, {latency(row['last_ns']['value'])} at the end "
+        f"({ratio(row['last_of_first']['value'])})",
+        f"slowest window {latency(row['worst_ns']['value'])}",
+    ]
+    if row["slower_after_s"]["value"] is not None:
+        said.append(f"10 % slower after {duration(row['slower_after_s']['value'])}")
+    if row["celsius"]["value"] is not None:
+        said.append(f"hottest {celsius(row['celsius']['value'])}")
+    return "; ".join(said)
+
+
 def paced_title(document: dict[str, Any]) -> str:
     """`At 30 frames per second, answers due within 33.3 ms`."""
     run = document["run"]

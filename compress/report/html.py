@@ -254,6 +254,15 @@ def _paced(document: dict[str, Any]) -> Markup | None:
     return _section(fmt.paced_title(document), _note(words.PACED), tables.paced(document))
 
 
+def _sustained(document: dict[str, Any], labels: Labels) -> Markup | None:
+    if not document["derived"]["sustained"]:
+        return None
+    drawing = plots_latency.sustained(document, labels)
+    key = _cell_key(plots_latency.sustained_cells(document), labels)
+    chart = drawing and join(_chart("Without a pause", drawing, "chart alone"), key)
+    return _section(fmt.sustained_title(document), _note(words.SUSTAINED), tables.sustained(document), chart)
+
+
 def _choice(document: dict[str, Any]) -> Markup | None:
     choice = document.get("choice")
     if not choice:
@@ -347,6 +356,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Results", _note(words.RESULTS), tables.results(document, labels)),
         _plots(document, labels),
         _paced(document),
+        _sustained(document, labels),
         _stages(document, labels),
         _ladder(document),
         _elsewhere(document),

@@ -225,6 +225,14 @@ def _paced_lines(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _sustained_lines(document: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in document["derived"]["sustained"]:
+        where = f"{row['runtime']}, {fmt.threads(row['threads'])}"
+        lines.append(f"- **{escaped(row['stage'])}** in {escaped(where)}: {escaped(fmt.sustained_words(row))}")
+    return lines
+
+
 def _elsewhere_lines(document: dict[str, Any]) -> list[str]:
     lines = []
     for row in document["derived"]["elsewhere"]:
@@ -277,6 +285,8 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## Class by class", "", escaped(fmt.classes_words(document["derived"]["classes"])), ""]
     if document["derived"]["paced"]:
         parts += [f"## {fmt.paced_title(document)}", "", *_paced_lines(document), ""]
+    if document["derived"]["sustained"]:
+        parts += [f"## {fmt.sustained_title(document)}", "", *_sustained_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]
     if lines := plots_pruning.lines(document):
         parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
@@ -324,9 +334,10 @@ def summary(document: dict[str, Any]) -> str:
                 lines.append("  " + "  ".join(v.ljust(w) for v, w in zip(row, widths, strict=True)).rstrip())
         for reason in reasons:
             lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="  ", subsequent_indent="    ")
-    if document["derived"]["paced"]:
-        lines += ["", fmt.paced_title(document)]
-        for line in _paced_lines(document):
+    scenarios = (("paced", fmt.paced_title, _paced_lines), ("sustained", fmt.sustained_title, _sustained_lines))
+    for key, title, lines_of in scenarios:
+        lines += ["", title(document)] if document["derived"][key] else []
+        for line in lines_of(document):
             lines += textwrap.wrap(line.replace("**", ""), WIDTH, initial_indent="  ", subsequent_indent="    ")
     for reason in (*verdict["reasons"], *_flagged(document)):
         lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="! ", subsequent_indent="  ")

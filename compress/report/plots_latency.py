@@ -1,11 +1,11 @@
-"""How latency is distributed within a cell, and how it moved from round to round."""
+"""How latency is distributed within a cell, and how it moved: from round to round, and in minutes without a pause."""
 
 from typing import Any
 
 from compress import stats
 from compress.report import format as fmt
 from compress.report import svg
-from compress.report.labels import Labels, drawn
+from compress.report.labels import Labels, drawn, timed
 from compress.report.markup import Markup
 
 _TAIL = 100  # the slowest query alone would set the axis
@@ -72,3 +72,41 @@ def rounds(document: dict[str, Any], labels: Labels) -> Markup | None:
         f"{labels.cell(c)}: {min(m):+.1f} % to {max(m):+.1f} %" for c, m in zip(cells, moves, strict=True)
     )
     return svg.drawing("rounds", "Round by round", description, frame, *body)
+
+
+def sustained_cells(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that worked without a pause, in the order of the table."""
+    windows = _windows(document)
+    return [cell for cell in timed(document) if windows.get(cell["cell"])]
+
+
+def sustained(document: dict[str, Any], labels: Labels) -> Markup | None:
+    """The median of each window against the first one's, and its 90th percentile. None without windows."""
+    windows, cells = _windows(document), sustained_cells(document)
+    if not cells:
+        return None
+    frame = svg.Frame(width=820)
+    minutes = max(windows[c["cell"]][-1]["end_s"] for c in cells) / 60
+    lines = []
+    for cell in cells:
+        own = windows[cell["cell"]]
+        begin = [0.0, *(w["end_s"] for w in own)]
+        middles = [(a + b) / 120 for a, b in zip(begin, begin[1:], strict=False)]
+        first = own[0]["median_ns"]
+        lines += [(cell, middles, [100 * (w[key] / first - 1) for w in own], key) for key in ("p90_ns", "median_ns")]
+    low, high = svg.spread([v for *_, values, _ in lines for v in values] + [-2.0, 12.0], share=0.1)
+    x = svg.Scale(low=0, high=minutes, start=frame.x[0], end=frame.x[1])
+    y = svg.Scale(low=low, high=high, start=frame.y[0], end=frame.y[1])
+    titles = {"x_title": "minutes without a pause", "y_title": "against the first window, %", "y_text": "{:+g}".format}
+    body = [svg.axes(frame, x, y, **titles), svg.line(frame.x[0], y(10), frame.x[1], y(10), "link")]
+    for cell, middles, values, key in lines:
+        faint = " thin faded" if key == "p90_ns" else ""
+        looks = f"line {labels.colour(cell['stage'])} {labels.dash(cell['runtime'])}{faint}"
+        body.append(svg.polyline([(x(m), y(v)) for m, v in zip(middles, values, strict=True)], looks))
+    rows = [row for row in document["derived"]["sustained"] if windows.get(row["cell"])]
+    said = "; ".join(f"{row['cell']}: {fmt.sustained_words(row)}" for row in rows)
+    return svg.drawing("sustained", "Without a pause", said, frame, *body)
+
+
+def _windows(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {m["cell"]: (m.get("sustained") or {}).get("windows", []) for m in document["measurements"]}

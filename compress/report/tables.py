@@ -301,6 +301,31 @@ def classes(document: dict[str, Any]) -> Markup:
     return table("Class by class", heads, rows)
 
 
+def sustained(document: dict[str, Any]) -> Markup:
+    """One row a cell that worked without a pause."""
+    heads = (
+        "stage, runtime", "first window", "last window", "last / first", "10 % slower after", "slowest window",
+        "hottest", "queries",
+    )  # fmt: skip
+    rows = []
+    for row in document["derived"]["sustained"]:
+        where = f"{row['runtime']}, {fmt.threads(row['threads'])}"
+        rows.append(
+            element(
+                "tr",
+                element("th", row["stage"], element("small", where, class_="n"), scope="row"),
+                plain(row["first_ns"], fmt.latency),
+                plain(row["last_ns"], fmt.latency),
+                plain(row["last_of_first"], fmt.ratio),
+                plain(row["slower_after_s"], fmt.duration),
+                plain(row["worst_ns"], fmt.latency),
+                plain(row["celsius"], fmt.celsius),
+                counted(row["queries"], fmt.count),
+            )
+        )
+    return table("Without a pause", heads, rows)
+
+
 def paced(document: dict[str, Any]) -> Markup:
     """One row a cell that was asked at a rate."""
     heads = (

@@ -74,6 +74,11 @@ LAYERS = (
     "Part of int8's error that goes when this layer alone stays in float; the error is the mean squared difference of "
     "the logits from the float file's, on train images. Coloured: the layers that stay in float."
 )
+SUSTAINED = (
+    "Each cell worked in one process without a pause; the line is the median of each window, the faint one its 90th "
+    "percentile, against the first window's median. What rises is the machine holding back, as phones and boards do "
+    "when they are warm; or a neighbour. One cell came after the other, on the machine as the one before left it."
+)
 PACED = (
     "Queries came at this rate whether the one before was done or not; a latency counts from the moment at which its "
     "query was due. Between queries the processor rests, which makes most answers slower than back to back."

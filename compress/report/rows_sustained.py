@@ -1,0 +1,42 @@
+"""Rows of cells that worked without a pause: what is left of their first minute's speed at the end."""
+
+from typing import Any
+
+from compress.report.estimates import measured, missing
+
+SLOWER = 1.10  # of the first window's median: from here on the machine holds back
+
+
+def sustained_rows(facts: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a cell that was to work without a pause. Windows of one process are correlated: there is no interval."""
+    of_cell = {m["cell"]: m.get("sustained") for m in facts["measurements"]}
+    return [_row(cell, found) for cell in cells if (found := of_cell[cell["cell"]])]
+
+
+def _row(cell: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    windows = found["windows"]
+    row = {key: cell[key] for key in ("cell", "stage", "runtime", "threads")}
+    if found["failure"] or not windows:
+        why = missing(found["failure"] or "no window was recorded")
+        numbers = ("first_ns", "last_ns", "worst_ns", "last_of_first", "slower_after_s", "celsius", "megahertz")
+        return {**row, "seconds": 0.0, "queries": 0, **dict.fromkeys(numbers, why)}
+    medians = [window["median_ns"] for window in windows]
+    began = [0.0, *(window["end_s"] for window in windows)]
+    slow = [start for start, median in zip(began, medians, strict=False) if median > SLOWER * medians[0]]
+    return {
+        **row,
+        "seconds": windows[-1]["end_s"],
+        "queries": sum(window["n"] for window in windows),
+        "first_ns": measured(medians[0]),
+        "last_ns": measured(medians[-1]),
+        "worst_ns": measured(max(medians)),
+        "last_of_first": measured(medians[-1] / medians[0]),
+        "slower_after_s": measured(slow[0]) if slow else missing("never 10 % slower than at first"),
+        "celsius": _most(windows, "celsius", max, "this machine shows no temperature"),
+        "megahertz": _most(windows, "megahertz", min, "this machine does not show its clock"),
+    }
+
+
+def _most(windows: list[dict[str, Any]], key: str, which: Any, otherwise: str) -> dict[str, Any]:
+    values = [window[key] for window in windows if window[key] is not None]
+    return measured(which(values)) if values else missing(otherwise)
