@@ -7,11 +7,11 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 SPEC.json: `mode` (`probe`, `latency`, `sustained`, `answers`, `inspect`), `adapter` (path of the adapter file),
 `result` (where the JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images`
 (.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits`
-(.npy to write); `fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of it in memory;
-`extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the block;
-`sustained_s`, for how long to go on without a pause.
-Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
-`memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be used here at all.
+(.npy to write); `fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of
+it in memory; `extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the
+block; `sustained_s`, for how long to go on without a pause. Optional: `progress` (a file that grows by a byte for each
+image answered) and the limits `cap_s` (wall clock) and `memory_bytes` (address space); `unproved`, to ask the adapter
+first whether it can be used here at all.
 
 A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
 """
