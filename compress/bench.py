@@ -6,7 +6,6 @@ this machine, or on another `host`.
 """
 
 import shutil
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from compress import catalog
+from compress import catalog, model_files
 from compress.child import HERE, ChildFailed, Host, readable, workspace
 from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
-from compress.store import file_digest, folder_digest
 from compress.types import Artifact, Measurement
 from compress.worker import START_ALLOWANCE_S, Unavailable, load_adapter
 
@@ -26,7 +24,6 @@ from compress.worker import START_ALLOWANCE_S, Unavailable, load_adapter
 POOL_SIZE = 128
 ANSWER_BATCH = 64
 INSPECT_MEMORY_BYTES = 8 << 30
-LARGEST_ONNX_BYTES = 2 << 30  # protobuf's own limit
 # Failures of opening that are the machine's and not the file's; the adapters' contract, see runtimes/__init__.py.
 NOT_THE_FILE = frozenset(["RuntimeError", "ImportError", "ModuleNotFoundError", "OSError"])
 
@@ -202,7 +199,7 @@ def answers_and_facts(
             f"{artifact.path} cannot run in {runtime}: {_other_format(runtime, adapter.FORMAT, artifact.format)}"
         )
     with workspace(scratch) as work:
-        copy = private_copy(artifact, work / "model")
+        copy = model_files.private_copy(artifact, work / "model")
         np.save(work / "images.npy", images)
         spec = _spec("answers", runtime, copy, threads, plugins) | {
             "images": str(work / "images.npy"),
@@ -221,7 +218,7 @@ def answers_and_facts(
                 raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {reason}") from failure
             text = readable(failure, str(copy), artifact.path)
             if failure.stage == "load" and failure.kind not in NOT_THE_FILE:
-                raise _rejected(artifact.path, text) from failure
+                raise model_files.rejected(artifact.path, text) from failure
             # a converted file lies in the store, under a name that says nothing
             name = artifact.path if artifact.format in ("onnx", "torch") else artifact.stage
             raise Unmeasurable(f"{name} gave no answers in {runtime}: {text}") from failure
@@ -241,7 +238,7 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
     Raises InputRejected naming the file when it is missing, malformed, too large or refers to files beside it;
     Unmeasurable when ONNX Runtime itself cannot be used.
     """
-    _check_file(path)
+    model_files.check(path)
     with workspace(scratch) as work:
         reason = _state("ort_cpu", "onnx", work, (), HERE)["unavailable"]
         if reason:
@@ -252,7 +249,7 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
         try:
             return HERE.run(spec, work, START_ALLOWANCE_S, ())
         except ChildFailed as failure:
-            raise _rejected(path, readable(failure, str(copy), path)) from failure
+            raise model_files.rejected(path, readable(failure, str(copy), path)) from failure
 
 
 def runtime_state(
@@ -297,7 +294,7 @@ def _prepare(
             _check_shape(cell.artifact, images)
             state = states[cell.runtime, cell.artifact.format]
             reason = state["unavailable"]
-            copy = private_copy(cell.artifact, work / f"model{index}")
+            copy = model_files.private_copy(cell.artifact, work / f"model{index}")
         except InputRejected as error:
             reason, copy = error.message, Path()
         if reason:
@@ -360,43 +357,3 @@ def _check_shape(artifact: Artifact, images: np.ndarray) -> None:
             f"the data has {[channels, height, width]}",
             hint="measure it on the data set that it was made for",
         )
-
-
-def _check_file(path: Path) -> None:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise InputRejected(f"cannot open {path}: {error.strerror}", hint="check the path") from error
-    if not stat.S_ISREG(state.st_mode):
-        raise InputRejected(f"{path} is not a regular file", hint="name the .onnx file itself")
-    if state.st_size == 0:
-        raise InputRejected(f"{path} is empty (0 bytes)", hint="export it again")
-    if state.st_size > LARGEST_ONNX_BYTES:
-        raise InputRejected(f"{path} has {state.st_size} bytes; an ONNX file ends at 2 GiB")
-
-
-def private_copy(artifact: Artifact, folder: Path) -> Path:
-    """A copy that nothing can change during the measurement and that has no neighbours to refer to; its digest is
-    checked. Only a network's folder (format `torch`) is verified by whoever loads it.
-    """
-    if artifact.path.is_dir():
-        copy = Path(shutil.copytree(artifact.path, folder))
-        found = artifact.digest if artifact.format == "torch" else folder_digest(copy)
-    else:
-        _check_file(artifact.path)
-        folder.mkdir()
-        copy = Path(shutil.copyfile(artifact.path, folder / f"model{artifact.path.suffix}"))
-        found = file_digest(copy)
-    if found != artifact.digest:
-        raise InputRejected(
-            f"{artifact.path} is not the file of its manifest: sha256 {found[:12]}…, expected {artifact.digest[:12]}…",
-            hint="make the artifact again",
-        )
-    return copy
-
-
-def _rejected(path: Path, reason: str) -> InputRejected:
-    hint = "export it again, or check the download"
-    if "external data" in reason.lower():
-        reason, hint = f"it refers to other files ({reason})", "save it again with its weights inside the file"
-    return InputRejected(f"{path} is not a usable model file: {reason}", hint=hint)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compress import bench, catalog, evaluate, stats
+from compress import bench, catalog, evaluate, model_files, stats
 from compress.child import CONVERTER, ChildFailed, readable, run_child, workspace
 from compress.environment import versions
 from compress.errors import Unmeasurable
@@ -96,7 +96,7 @@ def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: 
 
 def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
     """What the adapter's `convert` says of what it wrote into `work/files`. Raises Unmeasurable with its reason."""
-    source = bench.private_copy(artifact, work / "source")
+    source = model_files.private_copy(artifact, work / "source")
     for name in ("files", "home", "programs"):
         (work / name).mkdir()
     # Some converters install packages on their own account. The environment is the user's.

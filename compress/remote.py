@@ -143,7 +143,8 @@ class Remote:
             found = self._call("capture", {}, 0.0)
         except ChildFailed as failure:
             raise Unmeasurable(f"{self.address.destination}: {failure}") from failure
-        return Environment(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+        return Environment(**fields)
 
     def _call(
         self, call: str, spec: dict[str, Any], timeout_s: float, on_progress: Callable[[int], None] | None = None

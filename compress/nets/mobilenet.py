@@ -32,8 +32,9 @@ CANDIDATES = (
 
 # expansion, channels, blocks of table 2
 _STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
-# what the paper strides, in the order in which small images give it up: stage 2, the stem, stage 3, …
-_STRIDED = (1, "stem", 2, 3, 5)
+# what the paper strides, in the order in which small images give it up: stage 2, the stem, stage 6, …; images that are
+# halved twice only do without the last, since that leaves most layers with small maps
+_STRIDED = (1, "stem", 5, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)

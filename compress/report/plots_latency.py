@@ -97,8 +97,10 @@ def sustained(document: dict[str, Any], labels: Labels) -> Markup | None:
     low, high = svg.spread([v for *_, values, _ in lines for v in values] + [-2.0, 12.0], share=0.1)
     x = svg.Scale(low=0, high=minutes, start=frame.x[0], end=frame.x[1])
     y = svg.Scale(low=low, high=high, start=frame.y[0], end=frame.y[1])
-    titles = {"x_title": "minutes without a pause", "y_title": "against the first window, %", "y_text": "{:+g}".format}
-    body = [svg.axes(frame, x, y, **titles), svg.line(frame.x[0], y(10), frame.x[1], y(10), "link")]
+    axes = svg.axes(
+        frame, x, y, x_title="minutes without a pause", y_title="against the first window, %", y_text="{:+g}".format
+    )  # fmt: skip
+    body = [axes, svg.line(frame.x[0], y(10), frame.x[1], y(10), "link")]
     for cell, middles, values, key in lines:
         faint = " thin faded" if key == "p90_ns" else ""
         looks = f"line {labels.colour(cell['stage'])} {labels.dash(cell['runtime'])}{faint}"
