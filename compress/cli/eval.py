@@ -1,10 +1,14 @@
 """`compress eval`: accuracy of files on a data set."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli import options
+
+if TYPE_CHECKING:
+    from compress.types import Artifact
 
 
 @click.command(short_help="Accuracy of ONNX files, or of a run, on a data set.")
@@ -18,22 +22,25 @@ from compress.cli import options
     help="Runtime to ask.",
     shell_complete=options.completion("runtimes"),
 )
+@click.option("--corruptions", is_flag=True, help="On noisy, blurred, JPEG, bright and flat images too.")
 @options.on
 @click.option("--on-bad", default="fail", show_default=True, help="An unreadable image: fail or skip.")
 @click.option("--json", "as_json", is_flag=True, help="Counts as JSON instead of the table.")
 def command(
-    artifacts: tuple[Path, ...], data: str, split: str, runtime: str, on: str, on_bad: str, as_json: bool
+    artifacts: tuple[Path, ...], data: str, split: str, runtime: str, corruptions: bool, on: str, on_bad: str,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Accuracy of the very bytes of ONNX files, or of a run's, on every image of a split.
 
     \b
     compress eval models/RUN
     compress eval a.onnx b.onnx --data PHOTOS
+    compress eval models/RUN --corruptions
     compress eval models/RUN --on ssh://pi@board.local
     """
     import json
 
-    from compress import catalog, conversion, files, plan, stats
+    from compress import catalog, conversion, files, plan, robustness, stats
     from compress.store import Store
 
     catalog.load("runtimes", runtime)
@@ -42,7 +49,7 @@ def command(
     scratch = store.root / "scratch"
     found = files.open_any(artifacts, scratch)
     dataset = getattr(plan.load_data(files.data_for(artifacts, found, data, on_bad), store), split)
-    rows, base = [], None
+    rows, base, stood = [], None, []
     with options.host(on) as host:
         for artifact in found:
             files.refuse_other_classes(artifact, artifact.path, dataset)
@@ -50,13 +57,35 @@ def command(
             row, logits = files.accuracy_row(made, runtime, dataset, scratch, base, host)
             base = logits if base is None else base
             rows.append(row)
+            if corruptions:
+                right = robustness.right_answers(made, runtime, dataset, scratch, host=host)
+                stood.append((logits.argmax(1) == dataset.labels, right))
+                row["corruptions"] = robustness.facts(*stood[-1], *stood[0])
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'file':<28} {'images':>7} {'right':>7}  top-1 (95 %)          same answer as the first")
+    click.echo(f"{'file':<22} {'images':>7} {'right':>7}  top-1 (95 %)          same as first")
     for artifact, row in zip(found, rows, strict=True):
         low, high = stats.wilson(row["correct"], row["n"])
         interval = f"{row['correct'] / row['n']:.2%} ({low:.1%}-{high:.1%})"
         agree = f"{row['agree'] / row['n']:.2%}"
-        click.echo(f"{artifact.path.name[:28]:<28} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
+        click.echo(f"{artifact.path.name[:22]:<22} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
+    if corruptions:
+        _show_corruptions(found, rows)
     options.next_step(f"compress bench {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))
+
+
+def _show_corruptions(found: "list[Artifact]", rows: list[dict[str, Any]]) -> None:
+    """Top-1 by kind, of three severities together; what the mean corruption costs, and how much more than the first."""
+    kinds = list(rows[0]["corruptions"]["kinds"])
+    click.echo(f"\n{'top-1, %':<18}" + "".join(f"{kind:>11}" for kind in kinds) + "   lost")
+    for artifact, row in zip(found, rows, strict=True):
+        facts = row["corruptions"]
+        shares = [100 * sum(right) / (len(right) * facts["n"]) for right in facts["kinds"].values()]
+        values = "".join(f"{share:>11.1f}" for share in shares)
+        click.echo(f"{artifact.path.name[:18]:<18}{values}{facts['lost_points']:>7.1f}")
+    for artifact, row in list(zip(found, rows, strict=True))[1:]:
+        facts = row["corruptions"]
+        if facts["low"] is not None:
+            extra = f"{facts['extra_points']:+.1f} points ({facts['low']:+.1f} to {facts['high']:+.1f})"
+            click.echo(f"{artifact.path.name[:24]} loses {extra} against the first")

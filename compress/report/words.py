@@ -76,8 +76,9 @@ LAYERS = (
 )
 SUSTAINED = (
     "Each cell worked in one process without a pause; the line is the median of each window, the faint one its 90th "
-    "percentile, against the first window's median. What rises is the machine holding back, as phones and boards do "
-    "when they are warm; or a neighbour. One cell came after the other, on the machine as the one before left it."
+    "percentile, against the first window's median; dotted is 10 % slower. What rises is the machine holding back, as "
+    "phones and boards do when they are warm; or a neighbour. One cell came after the other, on the machine as the one "
+    "before left it."
 )
 PACED = (
     "Queries came at this rate whether the one before was done or not; a latency counts from the moment at which its "
