@@ -184,8 +184,9 @@ def celsius(degrees: float) -> str:
 
 
 def sustained_title(document: dict[str, Any]) -> str:
-    """`Without a pause for 10m00s`."""
-    return f"Without a pause for {duration(max(row['seconds'] for row in document['derived']['sustained']))}"
+    """`Without a pause for 10 min 00 s`; the time is left out where no cell came to its end."""
+    seconds = max(row["seconds"] for row in document["derived"]["sustained"])
+    return f"Without a pause for {duration(seconds)}" if seconds else "Without a pause"
 
 
 def sustained_words(row: dict[str, Any]) -> str:

@@ -18,11 +18,12 @@ def _row(cell: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     row = {key: cell[key] for key in ("cell", "stage", "runtime", "threads")}
     if found["failure"] or not windows:
         why = missing(found["failure"] or "no window was recorded")
-        numbers = ("first_ns", "last_ns", "worst_ns", "last_of_first", "slower_after_s", "celsius", "megahertz")
+        numbers = ("first_ns", "last_ns", "worst_ns", "last_of_first", "slower_after_s", "celsius")
         return {**row, "seconds": 0.0, "queries": 0, **dict.fromkeys(numbers, why)}
     medians = [window["median_ns"] for window in windows]
     began = [0.0, *(window["end_s"] for window in windows)]
     slow = [start for start, median in zip(began, medians, strict=False) if median > SLOWER * medians[0]]
+    celsius = [window["celsius"] for window in windows if window["celsius"] is not None]
     return {
         **row,
         "seconds": windows[-1]["end_s"],
@@ -32,11 +33,5 @@ def _row(cell: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         "worst_ns": measured(max(medians)),
         "last_of_first": measured(medians[-1] / medians[0]),
         "slower_after_s": measured(slow[0]) if slow else missing("never 10 % slower than at first"),
-        "celsius": _most(windows, "celsius", max, "this machine shows no temperature"),
-        "megahertz": _most(windows, "megahertz", min, "this machine does not show its clock"),
+        "celsius": measured(max(celsius)) if celsius else missing("this machine shows no temperature"),
     }
-
-
-def _most(windows: list[dict[str, Any]], key: str, which: Any, otherwise: str) -> dict[str, Any]:
-    values = [window[key] for window in windows if window[key] is not None]
-    return measured(which(values)) if values else missing(otherwise)

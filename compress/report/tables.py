@@ -317,7 +317,7 @@ def sustained(document: dict[str, Any]) -> Markup:
                 plain(row["first_ns"], fmt.latency),
                 plain(row["last_ns"], fmt.latency),
                 plain(row["last_of_first"], fmt.ratio),
-                counted(row["slower_after_s"]["value"], fmt.duration, "never"),
+                counted(row["slower_after_s"]["value"], fmt.duration, "never" if row["queries"] else ""),
                 plain(row["worst_ns"], fmt.latency),
                 plain(row["celsius"], fmt.celsius),
                 counted(row["queries"], fmt.count),
