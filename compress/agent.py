@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -53,7 +54,12 @@ def end(folder):
             os.killpg(pid, signal.SIGKILL)
         except OSError:
             continue
-    shutil.rmtree(str(folder), ignore_errors=True)
+    for _ in range(200):
+        # what was killed, and the other thread here, may still write a file into a folder that is being emptied
+        shutil.rmtree(str(folder), ignore_errors=True)
+        if not os.path.lexists(str(folder)):
+            break
+        time.sleep(0.05)
     os._exit(0)
 
 

@@ -163,12 +163,12 @@ def peers(count: int = 2, spec: str = "mlp:depth=1,hidden=16") -> tuple[network.
 
 def learn(
     networks, folder: Path, methods: tuple[str, ...] = ("cross_entropy",), epochs: float = 3, lr: float = 0.05,
-    teacher: Live | None = None,
+    teacher: Live | None = None, device: str = "cpu",
 ):  # fmt: skip
     plain = Execution(channels_last=False)
     training = distill.Training(
         plan=train.Plan(epochs=epochs, batch_size=16, learning_rate=lr, weight_decay=0.0), name="peers", seed=0,
-        student_execution=plain, thread_choices=(1,), folder=folder,
+        student_execution=plain, thread_choices=(1,), folder=folder, device=device,
     )  # fmt: skip
     entries = tuple(load("methods", spec) for spec in methods)
     return mutual.learn(networks, (plain,) * len(networks), teacher, entries, Augmenter(noise()), training)

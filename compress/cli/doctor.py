@@ -34,20 +34,21 @@ def command(probe: bool) -> None:
     bad = environment.known_bad(env.packages)
     for sentence in bad:
         click.echo(f"bad        {sentence}")
+    width = max(map(len, catalog.names("runtimes"))) + 2
     for name in catalog.names("runtimes"):
         state = bench.runtime_state(name, store.root / "scratch")
         if name == "ort_cpu" and state["unavailable"]:
             bad.append(name)  # every run exports, and checks what it exported there
         if state["unavailable"]:
-            click.echo(f"{name:<12}{state['unavailable']}")
+            click.echo(f"{name:<{width}}{state['unavailable']}")
             continue
         module = catalog.load("runtimes", name).module
         takes = f"; takes {', '.join(module.TOLERANCE)}" if module.TOLERANCE else ""
-        click.echo(f"{name:<12}ok, version {state['version']}{takes}")
+        click.echo(f"{name:<{width}}ok, version {state['version']}{takes}")
         for sentence in notes(module, state["version"]):
-            click.echo(click.wrap_text(sentence, 80, " " * 12, " " * 12))
+            click.echo(click.wrap_text(sentence, 80, " " * width, " " * width))
         if probe and module.TOLERANCE and module.FORMAT != "torch":
-            _probe(name, store, bad)
+            _probe(name, store, bad, " " * width)
     if bad:
         sys.exit(1)
 
@@ -63,7 +64,7 @@ def notes(module: Any, version: str) -> list[str]:
     return missing + ([known[version]] if version in known else [])
 
 
-def _probe(name: str, store: Any, bad: list[str]) -> None:
+def _probe(name: str, store: Any, bad: list[str], margin: str) -> None:
     from compress import probing
     from compress.errors import CompressError
 
@@ -72,7 +73,7 @@ def _probe(name: str, store: Any, bad: list[str]) -> None:
             found = probing.settings(name, store, threads)
         except CompressError as error:
             bad.append(name)
-            click.echo(f"{'':<12}asked for {threads} threads: {error.message}")
+            click.echo(f"{margin}asked for {threads} threads: {error.message}")
             return
         words = f"asked for {threads}: " + ", ".join(f"{key} {value}" for key, value in found.items())
-        click.echo(click.wrap_text(words, 80, " " * 12, " " * 14))
+        click.echo(click.wrap_text(words, 80, margin, margin + "  "))
