@@ -158,7 +158,8 @@ def page(found: dict[str, Any]) -> str:
         f"Made by `cuda.py --page` from `records/cuda.json`: {found['images']:,} train images, {found['epochs']} "
         f"epochs of distillation from resnet56 on the GPU; {found['rounds']} rounds of interleaved cells; one thread. "
         "Copies to the GPU and back are part of the latency, and shown apart.", "",
-        f"{machine['gpu']}, {machine['cpu_model']}, {machine['cores_allowed']} cores, {machine['system']}. {found['note']}", "",
+        f"{machine['gpu']}, {machine['cpu_model']}, {machine['cores_allowed']} cores, {machine['system']}. "
+        f"{found['note']}", "",
         "## Answers", "", "| network | runtime | top-1 % (95 %) | answers as on the CPU | of the logits' spread |",
         "| --- | --- | --- | ---: | ---: |",
     ]  # fmt: skip
@@ -200,8 +201,8 @@ def main() -> int:
         return record.CLAIM_HOLDS
     cells = cells_of(made, [int(batch) for batch in options.batches.split(",")])
     rows = measured(job, store, cells, options)
-    found = {k: getattr(options, k) for k in ("images", "epochs", "rounds", "note")} | {"trained": trained, "cells": rows}
-    found |= {"accuracy": accuracy(job, store, made)}
+    found = {k: getattr(options, k) for k in ("images", "epochs", "rounds", "note")}
+    found |= {"trained": trained, "cells": rows, "accuracy": accuracy(job, store, made)}
     record.write(options.record, found)
     return record.CLAIM_HOLDS
 
