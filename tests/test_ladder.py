@@ -30,6 +30,7 @@ from compress.store import Store
 
 STUDENT = "resnet_cifar:depth=8,stem=8,channels=8"
 STEPS = {"rounding_steps": 20}
+SAFE = {"reduce_range": True}  # what `generic` asks for
 NAMES = [rung.name for rung in ladder.RUNGS]
 
 
@@ -74,7 +75,7 @@ def test_every_rung_is_tried_in_order_and_the_best_file_wins(climbed) -> None:
     assert [record["rung"] for record in records] == NAMES and not any(record["left_out"] for record in records)
     tried = {record["rung"]: record["tried"] for record in records}
     assert [row["knobs"]["calibrator"] for row in tried["better calibrator"]] == ["percentile", "mse", "entropy"]
-    assert tried["per-channel min-max"][0]["knobs"] == STEPS
+    assert tried["per-channel min-max"][0]["knobs"] == STEPS | SAFE
     assert all(row["reestimated"] for row in tried["BatchNorm re-estimation"])
     in_float = [rows_ladder.layers_in_float(row) for row in tried["sensitive layers in float"]]
     assert len(in_float) == 2 and in_float[0] and set(in_float[0]) < set(in_float[1])
@@ -152,8 +153,9 @@ def test_too_few_images_to_be_sure_are_said_and_the_loss_itself_decides(images, 
 
 
 def test_a_target_sets_the_first_knobs_and_the_user_has_the_last_word() -> None:
-    assert ladder._first_knobs(job_of()) == STEPS
-    assert ladder._first_knobs(job_of(target="cpu-avx2")) == STEPS | {"reduce_range": True}
+    assert ladder._first_knobs(job_of()) == STEPS | SAFE
+    assert ladder._first_knobs(job_of(target="cpu-vnni")) == STEPS
+    assert ladder._first_knobs(job_of(target="cpu-avx2")) == STEPS | SAFE
     assert ladder._first_knobs(job_of(target="tensorrt")) == STEPS | {"activations": "int8", "symmetric": True}
     assert ladder._first_knobs(job_of(target="arm64", quantize="int8_qat")) == {
         "activations": "int8", "calibrator": "mse",
@@ -207,14 +209,13 @@ def test_killed_amid_training_through_the_rounding_it_ends_with_the_same_bytes(m
 def test_it_stops_at_the_first_file_that_costs_no_more_than_allowed(made) -> None:
     store, student, parent = made
     best, records = ladder.climb(job_of(max_drop=100.0), store, parent, student)
-    assert [record["rung"] for record in records] == NAMES[:1] and best.how.knobs == STEPS
+    assert [record["rung"] for record in records] == NAMES[:1] and best.how.knobs == STEPS | SAFE
 
 
 def test_rungs_that_cannot_be_tried_say_why(made, monkeypatch) -> None:
     store, _, parent = made
     monkeypatch.setattr(evaluate, "drop_points", lambda counts: 1.0)
-    monkeypatch.setattr(environment, "int8_saturates", lambda found: False)
-    job = job_of(quantize="int8_auto:rounding_steps=20,most_float=0")
+    job = job_of(quantize="int8_auto:rounding_steps=20,most_float=0", target="cpu-vnni")
     _, records = ladder.climb(job, store, parent, None)
     reasons = {record["rung"]: record["left_out"] for record in records if record["left_out"]}
     assert list(reasons) == [

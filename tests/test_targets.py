@@ -11,7 +11,7 @@ from test_pruning_steps import digits
 from test_quantize import quantized, source, splits  # noqa: F401 (fixtures)
 from test_report import make_facts
 
-from compress import chain, environment, judge, payoff, plan, targets
+from compress import chain, emulate, environment, judge, payoff, plan, targets
 from compress.cli.main import compress
 from compress.errors import InputRejected, UsageError
 from compress.recipe import Recipe
@@ -45,6 +45,8 @@ def test_every_target_makes_a_file_of_its_own_form(name: str, source, splits, tm
     assert target.symmetric <= (not any(zero.any() for zero in zeros))
     weights = [v for n, v in tensors.items() if v.dtype == np.int8 and v.ndim > 1]
     assert max(np.abs(w).max() for w in weights) == (64 if target.reduce_range else 127)
+    clips = target.saturates is not False
+    assert not (clips and emulate.can_saturate(onnx.load(path))), "one file for CPUs of both kinds, by plain int8 too"
     assert job.round_to == target.round_to
     assert name in CliRunner().invoke(compress, ["list", "targets"]).output
 
