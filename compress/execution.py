@@ -21,6 +21,7 @@ from compress.fuse import fold_batchnorm
 # bfloat16, and fewer threads, must win by this much: they change the arithmetic, and noise must not choose them
 MARGIN = 1.1
 HOPELESS = 1.5  # times the best: beyond what noise explains
+FEWEST_ROUNDS, MOST_ROUNDS, ENOUGH_S = 3, 15, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +112,19 @@ def _timed_run(network: nn.Module, inputs: Tensor, execution: Execution) -> Call
     return run
 
 
-def _interleaved(runs: dict[Execution, Callable[[], float]], rounds: int = 3) -> dict[Execution, float]:
-    """The least seconds of each run over a few interleaved rounds, after one warm-up each.
+def _interleaved(runs: dict[Execution, Callable[[], float]]) -> dict[Execution, float]:
+    """The least seconds of each run over a few interleaved rounds, after one warm-up each: the more rounds, the shorter
+    they are, as on a GPU.
 
     What is clearly slower than the best after a round is not timed again.
     """
     for run in runs.values():
         run()
     least: dict[Execution, float] = {}
-    for _ in range(rounds):
+    started = time.perf_counter()
+    for number in range(MOST_ROUNDS):
+        if number >= FEWEST_ROUNDS and time.perf_counter() - started > ENOUGH_S:
+            break
         best = min(least.values(), default=math.inf)
         for execution, run in runs.items():
             if least.get(execution, 0.0) <= HOPELESS * best:

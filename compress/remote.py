@@ -12,6 +12,7 @@ import re
 import selectors
 import shlex
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ class Remote:
         self._sent: dict[Path, str] = {}
         self._names = itertools.count()
         self._unread = b""
+        # what ssh says for people: a file, since nobody reads it until the end and a full pipe would block
+        self._said = tempfile.TemporaryFile()
         command = [
             *shlex.split(os.environ.get(SSH_VARIABLE, "ssh")), *OPTIONS,
             *(["-p", str(address.port)] if address.port else []), address.destination,
@@ -96,7 +99,7 @@ class Remote:
         ]  # fmt: skip
         try:
             self._ssh = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, bufsize=0,
                 start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError as error:
@@ -117,7 +120,7 @@ class Remote:
 
     def close(self) -> None:
         """Ends the connection; the far side sees that and cleans up after itself."""
-        for stream in (self._ssh.stdin, self._ssh.stdout, self._ssh.stderr):
+        for stream in (self._ssh.stdin, self._ssh.stdout, self._said):
             assert stream
             stream.close()
         try:
@@ -249,10 +252,11 @@ class Remote:
         return data
 
     def _lost(self) -> ChildFailed:
-        assert self._ssh.stderr
         try:
             self._ssh.wait(5)
-            said = self._ssh.stderr.read(1 << 16).decode(errors="replace").strip().splitlines()
+            size = self._said.seek(0, os.SEEK_END)
+            self._said.seek(max(0, size - (1 << 16)))
+            said = self._said.read().decode(errors="replace").strip().splitlines()
         except subprocess.TimeoutExpired:
             said = []
         last = "".join(c for c in said[-1] if c.isprintable())[:300] if said else ""

@@ -102,6 +102,16 @@ def test_the_same_records_come_back(there, artifact, images, tmp_path):  # noqa:
 
 
 @needs_sshd
+def test_what_ssh_says_for_people_blocks_nothing(address, monkeypatch, tmp_path):
+    talkative = tmp_path / "talkative"
+    talkative.write_text("#!/bin/sh\nhead -c 300000 /dev/zero | tr '\\0' x >&2\nexec \"$@\"\n")
+    talkative.chmod(0o755)
+    monkeypatch.setenv(remote.SSH_VARIABLE, f"{talkative} {os.environ[remote.SSH_VARIABLE]}")
+    with remote.connected(address) as connection:
+        assert connection.environment().cores_allowed == environment.capture().cores_allowed
+
+
+@needs_sshd
 def test_nothing_stays_there(address, there, artifact, images, tmp_path):  # noqa: F811
     bench.answers(artifact, "ort_cpu", images, threads=1, scratch=tmp_path / "s", host=there)
     (made,) = (tmp_path / "far").iterdir()
