@@ -87,59 +87,65 @@ def _follow(network: nn.Module, input_shape: tuple[int, int, int]) -> list[_Arri
     network = copy.deepcopy(network).float().eval()
     modules = dict(network.named_modules())
     codes = {path: _code(_width(layer)) for path, layer in modules.items() if mixes(layer)}
-    rows = [(path, number) for path, code in codes.items() for number in range(len(code))]
     shapes = _output_shapes(network, input_shape)
-    # place → for each of its calls, which of its inputs were NaN in each row of the probe
-    seen: dict[str, list[list[np.ndarray]]] = defaultdict(list)
-    calls: dict[str, int] = defaultdict(int)
-    chunk: list[tuple[str, int]] = []
+    rows = 0  # of this pass
+    marked: dict[str, slice] = {}  # layers that are followed in this pass → their rows
+    # place → for each of its calls, which of its inputs were NaN in each row of this pass
+    seen: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def note(path: str, value: Tensor, axis: int) -> np.ndarray:
-        """bool `[rows, channels]`: which are NaN."""
-        hit = torch.isnan(value).transpose(axis, -1).reshape(len(chunk), -1, value.shape[axis]).any(1).numpy()
-        while len(seen[path]) <= calls[path]:
-            seen[path].append([])
-        seen[path][calls[path]].append(hit)
-        calls[path] += 1
-        return hit
+    def note(path: str, value: Tensor, axis: int) -> None:
+        others = [d for d in range(1, value.dim()) if d != axis % value.dim()]
+        # the greatest of several is NaN where one is
+        seen[path].append(torch.isnan(value.amax(others) if others else value).numpy())
 
     def forward(value: Tensor, path: str) -> Tensor:
         """Instead of the layer: of its arithmetic only the shape matters, and whether a channel is NaN."""
-        layer = modules[path]
-        marked = note(path, value, _axis(layer))
-        output = torch.zeros(len(chunk), *shapes[path][calls[path] - 1])
+        axis, shape = _axis(modules[path]), shapes[path][len(seen[path])]
+        note(path, value, axis)
+        hit = seen[path][-1]
         if path in codes:
-            marked = np.zeros((len(chunk), len(codes[path][0])), bool)
-            for row, (followed, number) in enumerate(chunk):
-                if followed == path:
-                    marked[row] = codes[path][number]
-        output.transpose(_axis(layer), -1).masked_fill_(_spread(marked, output.dim()), math.nan)
-        return output
+            hit = np.zeros((rows, len(codes[path][0])), bool)
+            if path in marked:
+                hit[marked[path]] = codes[path]
+        return _spread(torch.zeros(hit.shape).masked_fill_(torch.from_numpy(hit), math.nan), shape, axis)
 
     for path, layer in modules.items():
         if mixes(layer) or passes(layer):
             layer.forward = partial(forward, path=path)
-    with torch.no_grad():
-        for start in range(0, len(rows), ROWS):
-            chunk = rows[start : start + ROWS]
-            calls.clear()
-            note(_OUTPUT, network(torch.full((len(chunk), *input_shape), 0.5)), 1)
-    tables = {path: [np.concatenate(parts) for parts in of_calls] for path, of_calls in seen.items()}
-    of_layer = {path: [row for row, (followed, _) in enumerate(rows) if followed == path] for path in codes}
     found = []
-    for path, code in codes.items():
-        own = slice(of_layer[path][0], of_layer[path][-1] + 1)
-        at = {
-            place: [_decode(table[own], code) for table in of_calls if table[own].any()]
-            for place, of_calls in tables.items()
-        }
-        found.append(_Arrivals(layer=path, at_output=bool(at.pop(_OUTPUT)), at=at))
+    for together in _passes(codes):
+        ends = np.cumsum([0, *(len(codes[path]) for path in together)]).tolist()
+        marked = {path: slice(*ends[i : i + 2]) for i, path in enumerate(together)}
+        rows = ends[-1]
+        seen.clear()
+        with torch.no_grad():
+            note(_OUTPUT, network(torch.full((rows, *input_shape), 0.5)), 1)
+        for path, own in marked.items():
+            at = {
+                place: [_decode(table[own], codes[path]) for table in of_calls if table[own].any()]
+                for place, of_calls in seen.items()
+            }
+            found.append(_Arrivals(layer=path, at_output=bool(at.pop(_OUTPUT)), at=at))
     return found
 
 
-def _spread(marked: np.ndarray, dimensions: int) -> Tensor:
-    """`[rows, channels]` as `[rows, 1, …, channels]`."""
-    return torch.from_numpy(marked).view(len(marked), *[1] * (dimensions - 2), -1)
+def _passes(codes: dict[str, np.ndarray]) -> Iterator[list[str]]:
+    """Layers that are followed in one forward pass, by the number of their rows."""
+    together: list[str] = []
+    for path, code in codes.items():
+        if together and sum(len(codes[each]) for each in together) + len(code) > ROWS:
+            yield together
+            together = []
+        together.append(path)
+    if together:
+        yield together
+
+
+def _spread(values: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """`[rows, channels]` at all places of `[rows, *shape]`, whose channels lie along `axis`."""
+    alone = [1] * len(shape)
+    alone[0 if axis == 1 else -1] = values.shape[1]
+    return values.view(len(values), *alone).expand(len(values), *shape).contiguous()
 
 
 def _output_shapes(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, list[torch.Size]]:

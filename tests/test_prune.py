@@ -4,6 +4,7 @@ The proof for every network, criterion and ratio is one equation: channels remov
 """
 
 import functools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,18 @@ def test_what_is_mixed_outside_of_layers_stays_whole_and_is_named() -> None:
     found = prune.prunable(net)
     assert [family.layers for family in found.families] == [("body.second",)]
     assert found.stays == {"body.first": "its channels are mixed outside of a layer"}
+
+
+def test_following_channels_takes_no_memory_for_passes_that_are_over() -> None:
+    """A table of every place by every followed channel took 25 MB here, and 20 GB of a ResNeXt of 101 layers."""
+    net = make("efficientnet_b0:width=0.5", (3, 16, 16))
+    tracemalloc.start()
+    try:
+        coupling._follow(net, (3, 16, 16))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8e6
 
 
 def test_shared_parameters_are_refused() -> None:
