@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress import environment, report
+from compress import bench, environment, report
 from compress.errors import InputRejected
 from compress.report import rows_validity
 
@@ -106,3 +106,18 @@ def test_what_the_rules_read_is_checked_first(field, value):
     next(m for m in facts["measurements"] if m["visits"])["visits"][0][field] = value
     with pytest.raises(InputRejected, match=field):
         report.document_of(facts)
+
+
+def test_the_page_on_measuring_says_what_the_code_does() -> None:
+    text = (Path(__file__).parents[1] / "benchmarks" / "MEASURING.md").read_text(encoding="utf-8")
+    for tier in bench.TIERS.values():
+        warm_up = f"{tier.warmup_runs} runs, {tier.warmup_s:g} s"
+        row = f"| `{tier.name}` | {tier.rounds} | {warm_up} | {tier.block_s:g} |"
+        # the tests themselves shorten this one
+        assert tier.name == "smoke" or row in text, row
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = {line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:4]] for line in lines}
+    for code, (_, warn, invalid) in rows_validity.RULES.items():
+        said, not_valid = rows[code]
+        assert warn in (0, 0.5) or f"{100 * warn:g} %" in said, code
+        assert not_valid.startswith(f"{100 * invalid:g} %") if invalid is not None else not_valid == "", code
