@@ -1,14 +1,19 @@
 """Progress for long work: one live line on a terminal, a line every ten seconds in a log, silence under two seconds."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
 
+QUIET_VARIABLE = "COMPRESS_QUIET"  # set: neither progress nor messages, but for warnings; what `--quiet` sets
+WARNING = "warning"
 _FIRST_S, _LIVE_S, _LOG_S = 2.0, 0.2, 10.0
 
 
 def say(text: str) -> None:
     """A message for people: stderr, so that stdout holds data only."""
+    if os.environ.get(QUIET_VARIABLE) and not text.startswith(WARNING):
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -27,7 +32,7 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         self.start_done = self.done = done
         self.started = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.live, self.quiet = sys.stderr.isatty(), bool(os.environ.get(QUIET_VARIABLE))
         self.ever_shown = False
 
     def __enter__(self) -> "Progress":
@@ -41,7 +46,7 @@ class Progress:
     def to(self, done: int, note: str = "") -> None:
         self.done = done
         now = time.monotonic()
-        if now - self.started < _FIRST_S or now - self.shown < (_LIVE_S if self.live else _LOG_S):
+        if self.quiet or now - self.started < _FIRST_S or now - self.shown < (_LIVE_S if self.live else _LOG_S):
             return
         self.shown, self.ever_shown = now, True
         rate = (self.done - self.start_done) / (now - self.started)

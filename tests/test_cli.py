@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compress import progress
 from compress.cli.main import main
+
+RUN = Path(__file__).parents[1] / "models" / "digits-mobilenet"
 
 
 @pytest.fixture
@@ -17,7 +20,9 @@ def compress(tmp_path, monkeypatch, capsys):
     """Runs `compress …` as the entry point does, with a fresh store; returns the exit code and what was printed."""
 
     def run(*arguments: str | Path, **extra: str) -> subprocess.CompletedProcess:
-        for name, value in {"COMPRESS_STORE": str(tmp_path / "store"), **extra}.items():
+        for name, value in {
+            "COMPRESS_STORE": str(tmp_path / "store"), progress.QUIET_VARIABLE: "", **extra,
+        }.items():  # fmt: skip
             monkeypatch.setenv(name, value)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
@@ -286,3 +291,20 @@ def test_the_shell_completes_names(words, offered):
     done = subprocess.run(line, env={**os.environ, **asked}, capture_output=True, text=True)
     assert {line.partition(",")[2] for line in done.stdout.splitlines()} == offered, done.stderr
     assert done.stderr.strip().endswith("False")
+
+
+def test_quiet_keeps_the_data_and_the_warnings(compress, tmp_path):
+    wanted = ("eval", str(RUN / "student.onnx"), "--data", "digits")
+    loud, quiet = compress(*wanted), compress("--quiet", *wanted)
+    assert loud.returncode == quiet.returncode == 0
+    assert "student.onnx" in loud.stdout and quiet.stdout.endswith(loud.stdout)
+    assert "next   compress bench" in loud.stderr and quiet.stderr == ""
+    refused = compress("--quiet", "eval", "missing.onnx", "--data", "digits")
+    assert refused.returncode == 5 and refused.stderr.startswith("error: ")
+
+
+def test_quiet_says_warnings_all_the_same(capsys, monkeypatch):
+    monkeypatch.setenv(progress.QUIET_VARIABLE, "1")
+    progress.say("  student: exporting")
+    progress.say("warning: only 12 images to calibrate with")
+    assert capsys.readouterr().err == "warning: only 12 images to calibrate with\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 if TYPE_CHECKING:
     from compress.types import Scenario
@@ -78,7 +79,7 @@ def command(
     click.echo(summary(document))
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)
-        click.echo(f"wrote  {out / 'report.html'}", err=True)
+        say(f"wrote  {out / 'report.html'}")
     options.next_step(f"compress eval {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))
 
 

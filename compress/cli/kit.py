@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 
 @click.command(short_help="Fetch what pip does not have: an emulated ARM64, or ONNX Runtime Web.")
@@ -56,4 +57,4 @@ def _web(folder: Path | None, mirror: str) -> None:
 
 
 def _tell(text: str) -> None:
-    click.echo(f"  {text}", err=True)
+    say(f"  {text}")

@@ -1,6 +1,7 @@
 """`compress`: the group of commands, and the one place where errors become messages and exit codes."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import click
 
 from compress import __version__
 from compress.errors import CompressError, unknown
+from compress.progress import QUIET_VARIABLE
 
 _FOLDER = Path(__file__).parent
 _NOT_COMMANDS = ("__init__", "main", "options")
@@ -34,7 +36,8 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="compress")
-def compress() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages but warnings and errors.")
+def compress(quiet: bool) -> None:
     """Distil, prune, quantize and measure image classifiers; the shipped artifact is ONNX.
 
     \b
@@ -45,6 +48,8 @@ def compress() -> None:
     Exit codes: 0 done, 1 failure, 2 usage, 3 a limit of `compress gate` failed, 4 what was needed could not be
     measured, 5 input rejected, 130 and 143 interrupted (the same command goes on).
     """
+    if quiet:
+        os.environ[QUIET_VARIABLE] = "1"
 
 
 def main() -> None:

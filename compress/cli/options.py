@@ -10,6 +10,7 @@ import click
 
 from compress import config, recipe
 from compress.errors import UsageError
+from compress.progress import say
 
 if TYPE_CHECKING:
     from compress.child import Host
@@ -117,4 +118,4 @@ def report_file(source: Path) -> Path:
 
 def next_step(text: str) -> None:
     """The last line of a command: what to do next. On stderr, as all messages."""
-    click.echo(f"next   {text}", err=True)
+    say(f"next   {text}")

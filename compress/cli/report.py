@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 
 class _Default(click.Group):
@@ -44,7 +45,7 @@ def show(source: Path, out: Path | None, kind: str) -> None:
     click.echo(render(document))
     if out:
         report.write({k: v for k, v in document.items() if k != "derived"}, out)
-        click.echo(f"wrote  {out / 'report.html'}", err=True)
+        say(f"wrote  {out / 'report.html'}")
     options.next_step(f"open {path.with_name('report.html')}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 
 @click.command(short_help="Run the whole chain: distil, prune, quantize, export, measure, report.")
@@ -47,6 +48,6 @@ def command(
     result = run(chosen, plugins=files, command=shlex.join(["compress", *sys.argv[1:]]))
     click.echo(summary(result.document))
     if result.reused:
-        click.echo("nothing to do: this run was finished before", err=True)
-    click.echo(f"wrote  {result.models}/ and {result.reports}/report.html", err=True)
-    click.echo(f"next   compress verify {result.models}", err=True)
+        say("nothing to do: this run was finished before")
+    say(f"wrote  {result.models}/ and {result.reports}/report.html")
+    say(f"next   compress verify {result.models}")

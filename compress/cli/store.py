@@ -2,6 +2,8 @@
 
 import click
 
+from compress.progress import say
+
 
 @click.group(short_help="List or clean the finished steps that are kept.")
 def command() -> None:
@@ -23,7 +25,7 @@ def list_() -> None:
         total += size
         age_h = (time.time() - used) / 3600
         click.echo(f"{size / 1e6:>9.1f} MB  {age_h:>7.1f} h ago  {'' if finished else 'unfinished  '}{folder.name}")
-    click.echo(f"{total / 1e6:>9.1f} MB in {store.root}", err=True)
+    say(f"{total / 1e6:>9.1f} MB in {store.root}")
 
 
 @command.command()
@@ -36,4 +38,4 @@ def clean(everything: bool) -> None:
     removed = store.clear() if everything else store.trim()
     for folder in removed:
         click.echo(f"removed {folder.name}")
-    click.echo(f"removed {len(removed)} entries from {store.root}", err=True)
+    say(f"removed {len(removed)} entries from {store.root}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 
 @click.command(short_help="Check a run's files, and its golden samples on this machine or on emulated ARM64.")
@@ -26,7 +27,7 @@ def command(folder: Path, arch: str) -> None:
     if not arch:
         for name, found in files.verify(folder, scratch):
             click.echo(f"ok  {name:<22} {found}")
-        click.echo(f"{folder} is whole and answers here as it did where it was made", err=True)
+        say(f"{folder} is whole and answers here as it did where it was made")
         options.next_step(f"compress bench {folder} --tier standard")
         return
     rows = arm64_verify.verify(folder, arm64.default_folder(), scratch)
