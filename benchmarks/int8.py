@@ -178,7 +178,7 @@ def page(found: dict[str, Any]) -> str:
             f"| {ran['int8']} of {ran['int8'] + ran['float']} |"
         )
     measured, emulated = worst(found["rows"])
-    elsewhere_words = "none of its files was emulated for the other kind of CPU"
+    elsewhere_words = "none of its files is computed otherwise on the other kind of CPU"
     if emulated is not None:
         elsewhere_words = f"{emulated:.2f} emulated for the other kind of CPU"
     parts += [
