@@ -4,7 +4,7 @@ Students are distilled from resnet56 on CIFAR-10 images, on the GPU itself, expo
 Runtime's CUDA provider, by the steps of `compress run`. Then every file is asked about all test images and timed, in
 ONNX Runtime on the GPU and on the CPU, and as a network in PyTorch, step by step and as a CUDA graph; all cells of a
 round are interleaved, and copies to the GPU and back are told apart. A script that was stopped finds finished steps in
-the store. CUDA.md is made from the record by `cuda.py --page`.
+the store. GPU.md is made from the record by `gpu.py --page`.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from compress.types import SINGLE_STREAM, Artifact
 STUDENTS: dict[str, dict[str, Any]] = {"mobilenet": {"quantize": "int8", "target": "cuda"}, "shufflenet": {}}
 IN_TORCH = ("resnet56", "mobilenet")  # a process that imports PyTorch takes three times as long
 ORT, TORCH, CPU = "ort_cuda", ("torch_cuda", "torch_cuda_graph"), "ort_cpu"
-PAGE = Path(__file__).with_name("CUDA.md")
+PAGE = Path(__file__).with_name("GPU.md")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", action="store_true", help="only write CUDA.md, from the record")
+    parser.add_argument("--page", action="store_true", help="only write GPU.md, from the record")
     parser.add_argument("--data", default="", help="folder of CIFAR-10's images")
     parser.add_argument("--teacher-checkpoint", default="", help="weights of the resnet56 teacher")
     parser.add_argument("--images", type=int, default=15000, help="train images, even over the classes")
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--note", default="", help="what a reader must know of this machine")
     parser.add_argument("--train-only", action="store_true", help="leave the results in the store")
-    parser.add_argument("--record", type=Path, default=record.RECORDS / "cuda.json", help="file to write")
+    parser.add_argument("--record", type=Path, default=record.RECORDS / "gpu.json", help="file to write")
     return parser.parse_args()
 
 
@@ -155,7 +155,7 @@ def page(found: dict[str, Any]) -> str:
     machine = found["machine"]
     lines = [
         "# Networks on a GPU", "",
-        f"Made by `cuda.py --page` from `records/cuda.json`: {found['images']:,} train images, {found['epochs']} "
+        f"Made by `gpu.py --page` from `records/gpu.json`: {found['images']:,} train images, {found['epochs']} "
         f"epochs of distillation from resnet56 on the GPU; {found['rounds']} rounds of interleaved cells; one thread. "
         "Copies to the GPU and back are part of the latency, and shown apart.", "",
         f"{machine['gpu']}, {machine['cpu_model']}, {machine['cores_allowed']} cores, {machine['system']}. "
