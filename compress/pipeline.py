@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compress import artifact_steps, estimate, plan, publish, rehearsal, run_measurements, screen, training_steps
-from compress.chain import make_chain
+# What trains, exports and measures is imported where it is called: it brings torch, whose import takes as long as all
+# that a finished run needs.
+from compress import plan, publish
 from compress.plan import Job
 from compress.progress import duration, say
 from compress.recipe import Recipe
@@ -37,6 +38,9 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
         document = publish.finished(places, inputs)
         if document is not None:
             return Result(models=places.models, reports=places.reports, document=document, reused=True)
+        from compress import rehearsal, run_measurements, screen
+        from compress.chain import make_chain
+
         recipe, choice = screen.resolve(recipe, splits, store, plugins, partial(rehearsal.try_networks, store=store))
         job = plan.make(recipe, splits, plugins)
         for line in plan.describe(job):
@@ -55,6 +59,8 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
 
 def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None = None) -> str:
     """The plan, what is in the store already, and an estimate of time; trains nothing."""
+    from compress import estimate, rehearsal, screen
+
     store = store or Store.default()
     places = publish.places(recipe)
     splits = plan.load_data(recipe, store, plugins)
@@ -82,6 +88,8 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
 
 def _already_there(job: Job, store: Store) -> list[str]:
     """The stages that a run would find finished. What follows a missing stage is missing too."""
+    from compress.chain import make_chain
+
     there: list[str] = []
     try:
         for link in make_chain(job, Peek(store.root)):
@@ -93,6 +101,8 @@ def _already_there(job: Job, store: Store) -> list[str]:
 
 def export_teacher(recipe: Recipe, path: Path, *, plugins: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The recipe's teacher as an ONNX file at `path`, with golden samples beside it. Returns the parity facts."""
+    from compress import artifact_steps, training_steps
+
     store = Store.default()
     job = plan.make(recipe, plan.load_data(recipe, store, plugins), plugins)
     step = training_steps.teacher_step(job, store, 0)

@@ -181,3 +181,10 @@ def test_the_list_of_exceptions_is_true() -> None:
         functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == function]
         lengths = [n.end_lineno - n.lineno - LONGEST_FUNCTION for n in functions]
         assert max(lengths, default=len(text.splitlines()) - LONGEST_FILE - 1) >= 0, f"strike off {entry}: it is short"
+
+
+def test_a_finished_run_needs_no_torch() -> None:
+    """Its import takes longer than all that is left to do; only what trains, exports and measures brings it."""
+    code = "import sys; from compress import pipeline, publish, report; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
