@@ -8,6 +8,7 @@ When standard input ends, because the near side is done or the connection is cut
 folder removed, even in the middle of a visit.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -130,7 +131,9 @@ def main():
             else:
                 run(folder, request)
     finally:  # the other end is gone, or a bug of ours, whose traceback ssh brings home
-        traceback.print_exc()
+        # to a connection that is cut even that cannot be written, and an exit here would stop the other thread's work
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         end(folder)
 
 
