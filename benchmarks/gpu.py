@@ -14,9 +14,9 @@ from typing import Any
 
 import record
 from experiments import cifar10
-from learning import fewer
+from learning import job_with
 
-from compress import artifact_steps, bench, environment, evaluate, facts, files, plan, recipe
+from compress import artifact_steps, bench, environment, evaluate, facts, files
 from compress.chain import Link, make_chain
 from compress.plan import Job
 from compress.progress import Progress, say
@@ -52,8 +52,7 @@ def job_of(options: argparse.Namespace, store: Store, name: str) -> Job:
         **cifar10(options.data, options.teacher_checkpoint), "student": name, "epochs": options.epochs, "kd": ["kd"],
         "batch_size": 128, "device": "cuda", "max_drop": 0.5, "least_speedup": 0, **STUDENTS[name],
     }  # fmt: skip
-    wanted = recipe.from_values(values)
-    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+    return job_with(values, store, options.images)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

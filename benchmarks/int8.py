@@ -14,7 +14,7 @@ from typing import Any
 
 import record
 from experiments import cifar10
-from learning import fewer
+from learning import job_with
 from onnxruntime import quantization
 from pruning import artifact_of
 
@@ -25,9 +25,7 @@ from compress import (
     judge,
     ladder,
     payoff,
-    plan,
     qdq,
-    recipe,
     schedules,
     stats,
     training_steps,
@@ -67,8 +65,7 @@ def job_of(options: argparse.Namespace, store: Store, student: str) -> Job:
         "kd": ["kd"], "tier": options.tier, "runtimes": ["ort_cpu"], "max_drop": MOST_LOST_POINTS,
         "quantize": "int8_auto",
     }  # fmt: skip
-    wanted = recipe.from_values(values)
-    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+    return job_with(values, store, options.images)
 
 
 class Reader(quantization.CalibrationDataReader):

@@ -83,6 +83,12 @@ def fewer(splits: Splits, count: int) -> Splits:
     )  # fmt: skip
 
 
+def job_with(values: dict[str, Any], store: Store, count: int) -> Job:
+    """What a recipe of these values asks for, on `count` of its train images."""
+    wanted = recipe.from_values(values)
+    return plan.make(wanted, fewer(plan.load_data(wanted, store), count))
+
+
 def outcomes(job: Job, store: Store, classes: tuple[str, ...]) -> dict[str, int]:
     """Right answers on the report split of all that the schedule makes, by stage."""
     report = job.splits.report

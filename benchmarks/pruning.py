@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import record
 from experiments import cifar10
-from learning import fewer
+from learning import job_with
 
-from compress import artifact_steps, measuring, plan, pruning_steps, recipe, schedules, stats, training_steps
+from compress import artifact_steps, measuring, pruning_steps, schedules, stats, training_steps
 from compress.plan import Job
 from compress.progress import say
 from compress.report import svg
@@ -50,8 +50,7 @@ def job_of(options: argparse.Namespace, store: Store, pruner: str, ratio: float)
         "kd": ["kd"], "recover_epochs": options.recover_epochs, "prune": f"{ratio:g}", "pruner": pruner,
         "tier": options.tier, "runtimes": ["ort_cpu"], "max_drop": 100,
     }  # fmt: skip
-    wanted = recipe.from_values(values)
-    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+    return job_with(values, store, options.images)
 
 
 def artifact_of(job: Job, store: Store, stage: str, step: Step) -> Artifact:

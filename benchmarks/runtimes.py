@@ -12,9 +12,9 @@ from typing import Any
 
 import record
 from experiments import cifar10
-from learning import fewer
+from learning import job_with
 
-from compress import facts, plan, recipe, run_measurements
+from compress import facts, run_measurements
 from compress.chain import Link, make_chain
 from compress.plan import Job
 from compress.progress import say
@@ -59,8 +59,7 @@ def job_of(options: argparse.Namespace, store: Store, name: str) -> Job:
         "tier": options.tier, "runtimes": list(RUNTIMES), "threads": options.threads.split(","), "max_drop": 0.5,
         "quantize": "int8_auto", "least_speedup": 0, **NETWORKS[name],
     }  # fmt: skip
-    wanted = recipe.from_values(values)
-    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+    return job_with(values, store, options.images)
 
 
 def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from typing import Any
 import record
 from experiments import cifar10
 from int8 import in_words
-from learning import fewer
+from learning import job_with
 from pruning import artifact_of
 
-from compress import artifact_steps, evaluate, int8_steps, plan, pruning_steps, recipe, schedules, training_steps
+from compress import artifact_steps, evaluate, int8_steps, pruning_steps, schedules, training_steps
 from compress.plan import Job
 from compress.store import Step, Store, read_json, write_atomic
 from compress.types import Artifact
@@ -54,8 +54,7 @@ def job_of(options: argparse.Namespace, store: Store) -> Job:
         "kd": ["kd"], "recover_epochs": options.recover_epochs, "prune": options.prune, "runtimes": ["ort_cpu"],
         "quantize": f"int8_qat:qat_share={options.recover_epochs / options.epochs}",
     }  # fmt: skip
-    wanted = recipe.from_values(values)
-    return plan.make(wanted, fewer(plan.load_data(wanted, store), options.images))
+    return job_with(values, store, options.images)
 
 
 def measured(options: argparse.Namespace, store: Store) -> list[dict[str, Any]]:
