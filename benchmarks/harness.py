@@ -1,8 +1,8 @@
 """What the benchmark itself costs, and whether it repeats: eight cells in the tier `standard`, and the runtime `null`.
 
 Claims: the parent's own CPU while children are timed is under 1 % of the time; a query of a runtime that does nothing
-takes under 1 % of 1 ms; eight cells take under six minutes. Every run is kept; where two are an hour apart, the
-difference of their log speed-ups must contain 0 in at least 15 of the 16 comparisons that are named here.
+takes under 1 % of 1 ms; eight cells take under six minutes. Every run is kept; where two of one kind of machine are an
+hour apart, the difference of their log speed-ups must contain 0 in at least 15 of the 16 comparisons named here.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import record
 
-from compress import bench, child, files, plan, recipe, stats
+from compress import bench, child, environment, files, plan, recipe, stats
 from compress.errors import Unmeasurable
 from compress.progress import Progress
 from compress.store import Store, read_json
@@ -81,7 +81,7 @@ def measured(tier: bench.Tier, seed: int, store: Store) -> dict[str, Any]:
     medians = {m.cell: [float(np.median(visit["samples_ns"])) for visit in m.visits] for m in found}
     null_ns = medians.pop(f"distilled/{NULL}/1")
     return {
-        "begun": begun, "tier": tier.name, "seconds": round(seconds, 1),
+        "begun": begun, "cpu_model": environment.capture().cpu_model, "tier": tier.name, "seconds": round(seconds, 1),
         "seconds_of_eight_cells": round(seconds * len(medians) / len(wanted), 1),
         "parent_cpu_share": watch.cpu_s / watch.waited_s, "null_ns": record.spread(null_ns),
         "round_medians_ns": medians,
@@ -109,11 +109,11 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, An
 
 
 def apart(runs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The last run, and the latest before it that is an hour older and of the same tier."""
+    """The last run, and the latest before it that is an hour older, of the same tier and on such a CPU."""
     last = runs[-1]
     for run in reversed(runs[:-1]):
         older = datetime.fromisoformat(last["begun"]) - datetime.fromisoformat(run["begun"])
-        if older >= APART and run["tier"] == last["tier"]:
+        if older >= APART and all(run[key] == last[key] for key in ("tier", "cpu_model")):
             return run, last
     return None
 

@@ -2,10 +2,15 @@
 
 Float32, contiguous; a DataLoader whose items go through PIL: crop with padding, flip,
 ToTensor, Normalize. The images lie in memory as uint8, as in torchvision's CIFAR10; no file is decoded in the loop.
+It has a process of its own, so that what we set in ours (how memory is given back) is not set for it.
 """
 
+import copy
+import multiprocessing
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from compress import types
+from compress import catalog, types
 from compress.catalog import Entry
 from compress.types import Batch, Signals
 
@@ -50,6 +55,38 @@ class PlainSetting:
     momentum: float
     weight_decay: float
     threads: int
+    method: str  # as on the command line: the same function as on our side
+
+
+class PlainProcess:
+    """The loop in a new process, which lives as long as the `with`: `step_starts_s` of fresh copies of the student."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, images: PillowImages, setting: PlainSetting):
+        # spawned, not forked: a fork would take over what is set here
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, student, teacher, images, setting))
+
+    def __enter__(self) -> "PlainProcess":
+        self.process.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.terminate()
+        self.process.join()
+
+    def step_starts_s(self, *, workers: int, steps: int) -> list[float]:
+        """As the function of that name; raises EOFError when the process has ended."""
+        self.pipe.send({"workers": workers, "steps": steps})
+        return self.pipe.recv()
+
+
+def _serve(
+    pipe: Connection, student: nn.Module, teacher: nn.Module, images: PillowImages, setting: PlainSetting
+) -> None:
+    method = catalog.load("methods", setting.method)
+    while True:
+        pipe.send(step_starts_s(copy.deepcopy(student), teacher, method, images, setting, **pipe.recv()))
 
 
 def step_starts_s(

@@ -33,6 +33,7 @@ from compress.types import Batch, Dataset
 TARGET_RATIOS = {"live": 1.5, "kept": 3.0}
 BUSY_LOAD = 0.5
 WORKERS = (0, 1, 2)
+METHOD = "kd:temperature=4"
 MOMENTUM, WEIGHT_DECAY, LEARNING_RATE = 0.9, 5e-4, 0.05
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -54,13 +55,12 @@ class Setup:
     """What both sides train: the same nets, images, method and optimizer."""
 
     data: Dataset
-    teacher: Network
     student: Network
-    plain_images: plain_loop.PillowImages
     method: catalog.Entry
     training: train.Plan
     student_execution: Execution
     asked: Live | Kept  # the teacher as our side asks it
+    plain: plain_loop.PlainProcess
     plain_threads: int
 
 
@@ -141,12 +141,20 @@ def prepare(options: argparse.Namespace, scratch: Path) -> tuple[Setup, dict[str
         training = dataclasses.replace(training, views=1)
         file = AnswerFile(scratch, {}, count=len(data.labels), classes=len(data.class_names), views=1)
         asked = Kept(asked, file, seconds_per_image=1 / teacher_facts["images_per_second"])
+    setting = plain_loop.PlainSetting(
+        batch_size=options.batch_size,
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        threads=plain_threads,
+        method=METHOD,
+    )
+    images = plain_loop.PillowImages(data, MEAN, STD)
     setup = Setup(
         data=data,
-        teacher=teacher,
         student=student,
-        plain_images=plain_loop.PillowImages(data, MEAN, STD),
-        method=catalog.load("methods", "kd:temperature=4"),
+        plain=plain_loop.PlainProcess(student.body, teacher.body, images, setting),
+        method=catalog.load("methods", METHOD),
         training=training,
         student_execution=ours,
         asked=asked,
@@ -176,21 +184,6 @@ def our_window(setup: Setup) -> list[float]:
     return augmenter.starts_s
 
 
-def plain_window(setup: Setup, workers: int, steps: int) -> list[float]:
-    """Starts of the steps of the plain loop, with a fresh copy of the student; normalised outside of the nets."""
-    setting = plain_loop.PlainSetting(
-        batch_size=setup.training.batch_size,
-        learning_rate=LEARNING_RATE,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        threads=setup.plain_threads,
-    )
-    student = copy.deepcopy(setup.student.body)
-    return plain_loop.step_starts_s(
-        student, setup.teacher.body, setup.method, setup.plain_images, setting, workers=workers, steps=steps
-    )
-
-
 def seconds_per_image(starts_s: list[float], warm_up: int, steps: int, batch_size: int) -> float:
     """Over the `steps` steps after `warm_up`: from the start of the first to the start of the one after the last.
 
@@ -208,7 +201,7 @@ def measure(setup: Setup, options: argparse.Namespace) -> dict[str, dict[str, li
         shift = number % len(WORKERS)
         for workers in WORKERS[shift:] + WORKERS[:shift]:
             visits: dict[str, Callable[[], list[float]]] = {
-                "plain": lambda w=workers: plain_window(setup, w, steps),
+                "plain": lambda w=workers: setup.plain.step_starts_s(workers=w, steps=steps),
                 "ours": lambda: our_window(setup),
             }
             # which of the two comes first alternates, so that a drift of the machine favours none
@@ -265,7 +258,8 @@ def main() -> int:
             say(f"  {role}: {sentence}")
         if options.answers == "kept":
             our_window(setup)  # as a first run would leave them
-        rows = measure(setup, options)
+        with setup.plain:
+            rows = measure(setup, options)
     facts = {
         "what": f"training step, {options.teacher} -> {options.student}, batch {options.batch_size}, our teacher's "
         f"answers {options.answers}",

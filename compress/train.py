@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from compress import augment, randomness, sampling
 from compress.errors import CompressError, InputRejected, TrainingDiverged
+from compress.execution import keep_freed_memory
 from compress.progress import Progress, say
 from compress.store import write_atomic
 from compress.types import Batch
@@ -81,11 +82,9 @@ def make_optimizer(plan: Plan, module: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    # not fused: the fused kernels walk memory in its order, and a momentum read back from a checkpoint may lie in
-    # another order than channels-last weights
     if plan.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=plan.learning_rate)
-    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
+    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, nesterov=True, fused=True)
 
 
 class _State:
@@ -126,10 +125,13 @@ class _State:
         self.module.load_state_dict(_under(tensors, "module/"))
         for key, value in _under(tensors, "average/").items():
             self.average[key].copy_(value)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, "optimizer/").items():
             index, _, name = key.partition("/")
-            state.setdefault(int(index), {})[name] = value
+            # fused optimizers walk memory in its order: what belongs to channels-last weights must lie as they do
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(value) if value.dim() else value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
@@ -158,6 +160,7 @@ def fit(
     the loss curve, events (a new choice of threads), steps, images a second. Raises TrainingDiverged at the first
     loss that is not finite, and Interrupted after a signal; the last good checkpoint stays.
     """
+    keep_freed_memory()
     state = _State(module, make_optimizer(plan, module), plan, threads)
     held = hold_zeros.parameters() if hold_zeros is not None else ()
     state.held = [(p, p != 0) for p in held if p.dim() > 1 and not p.all()]
