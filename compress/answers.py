@@ -60,6 +60,7 @@ class AnswerFile:
             worst = np.abs(logits).max()
             raise InputRejected(
                 f"the teacher answers {worst:g}, and answers are kept as float16, which ends at {FLOAT16_MAX:g}",
+                code="E-ANSWERS-RANGE",
                 hint="run with --set keep_answers=false",
             )
         self.words[self._rows(index, view)] = rounded.view(np.uint16) ^ _NAN_BITS
@@ -78,6 +79,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -
     if different:
         raise InputRejected(
             f"the teacher's answers kept in {folder} are others: " + "; ".join(different),
+            code="E-STORE-DAMAGED",
             hint="delete that folder, or name another store with COMPRESS_STORE",
         )
 

@@ -57,13 +57,18 @@ def build(folder: Path, packages: dict[str, str], *, mirror: str = "", tell: Cal
     folder = folder.absolute()
     _check_machine()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressError(f"{folder} exists already", hint="remove it first to make it anew, or name another folder")
+        raise CompressError(
+            f"{folder} exists already",
+            code="E-KIT-EXISTS",
+            hint="remove it first to make it anew, or name another folder",
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
         if free < NEEDED_BYTES:
             raise CompressError(
                 f"{folder.parent} has {free / 1e6:.0f} MB left; the kit needs {NEEDED_BYTES / 1e6:.0f} MB while made",
+                code="E-WRITE",
                 hint="free some disk space, or choose a folder on another disk",
             )
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -79,7 +84,7 @@ def build(folder: Path, packages: dict[str, str], *, mirror: str = "", tell: Cal
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some disk space, or choose a folder on another disk" if full else ""
-        raise CompressError(f"cannot make {folder}: {error}", hint=hint) from error
+        raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE", hint=hint) from error
 
 
 def default_folder() -> Path:
@@ -93,13 +98,17 @@ def manifest(kit: Path) -> dict:
     path = kit / MANIFEST
     hint = f"make it with: compress kit arm64 {kit}"
     if not path.is_file():
-        raise CompressError(f"{kit} is not an ARM kit: it has no {MANIFEST}", hint=hint)
+        raise CompressError(f"{kit} is not an ARM kit: it has no {MANIFEST}", code="E-KIT-UNUSABLE", hint=hint)
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise CompressError(f"{path} is not JSON: {error}", hint=f"remove {kit}; {hint}") from error
+        raise CompressError(
+            f"{path} is not JSON: {error}", code="E-KIT-UNUSABLE", hint=f"remove {kit}; {hint}"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CompressError(f"{kit} was made by another version of this program", hint=f"remove {kit}; {hint}")
+        raise CompressError(
+            f"{kit} was made by another version of this program", code="E-KIT-UNUSABLE", hint=f"remove {kit}; {hint}"
+        )
     return content
 
 
@@ -155,7 +164,7 @@ def answers(
         failure = _failure(work, status, timeout_s)
         if failure:
             reason = readable(ChildFailed(failure), str(model.absolute()), model)
-            raise CompressError(f"{adapter.stem} on emulated aarch64 ({cpu}): {reason}")
+            raise CompressError(f"{adapter.stem} on emulated aarch64 ({cpu}): {reason}", code="E-ARM64")
         return np.load(work / "logits.npy")
 
 
@@ -176,9 +185,13 @@ def _failure(work: Path, status: int | None, timeout_s: float) -> str:
 def _check_machine() -> None:
     system, machine = platform.system(), platform.machine()
     if system == "Linux" and machine in ("aarch64", "arm64"):
-        raise CompressError("this machine is aarch64: its own runtimes are the ones that the kit would emulate")
+        raise CompressError(
+            "this machine is aarch64: its own runtimes are the ones that the kit would emulate", code="E-KIT-MACHINE"
+        )
     if (system, machine) != ("Linux", "x86_64"):
-        raise CompressError(f"the ARM kit is made and used on x86-64 Linux; this is {system} {machine}")
+        raise CompressError(
+            f"the ARM kit is made and used on x86-64 Linux; this is {system} {machine}", code="E-KIT-MACHINE"
+        )
 
 
 def _emulator(kit: Path, work: Path, uri: str, tell: Callable[[str], None]) -> dict[str, str]:

@@ -34,6 +34,7 @@ def verify(folder: Path, kit: Path, scratch: Path) -> list[tuple[str, str, bool]
     if not asked:
         raise InputRejected(
             f"{folder} holds nothing that the ARM kit can run; it has {', '.join(sorted(there))}",
+            code="E-CONVERTED-FOLDER",
             hint="name models/RUN, or what `compress convert` wrote for ncnn, mnn or litert",
         )
     return [_asked(one, kit, scratch) for one in asked]
@@ -70,13 +71,21 @@ def _of_kit(folder: Path) -> dict[str, Any]:
     try:
         paths = {entry["file"]: folder / entry["file"] for entry in versions["files"]}
         if any(Path(name).name != name for name in paths):
-            raise InputRejected(f"{folder / 'versions.json'} names files elsewhere", hint="convert it again")
+            raise InputRejected(
+                f"{folder / 'versions.json'} names files elsewhere", code="E-CONVERTED-FOLDER", hint="convert it again"
+            )
         for entry in versions["files"]:
             if not paths[entry["file"]].is_file() or file_digest(paths[entry["file"]]) != entry["sha256"]:
-                raise InputRejected(f"{paths[entry['file']]} is not the file of versions.json", hint="convert it again")
+                raise InputRejected(
+                    f"{paths[entry['file']]} is not the file of versions.json",
+                    code="E-CONVERTED-FOLDER",
+                    hint="convert it again",
+                )
         runtime, precision = versions["runtime"], versions["source"]["precision"]
     except (KeyError, TypeError) as error:
-        raise InputRejected(f"{folder / 'versions.json'} was not made by `compress convert`: {error}") from error
+        raise InputRejected(
+            f"{folder / 'versions.json'} was not made by `compress convert`: {error}", code="E-CONVERTED-FOLDER"
+        ) from error
     return {
         "what": f"{folder.name}/{', '.join(paths)}", "runtime": runtime, "precision": precision, "files": paths,
         "golden": folder / "golden.npz",

@@ -191,12 +191,17 @@ def answers_and_facts(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """As `answers`, and what the child said beside: `effective` settings, `runtime_version`, seconds of its stages."""
     if len(images) == 0:
-        raise Unmeasurable(f"no image to ask {artifact.path} about", hint="name a data set with at least one image")
+        raise Unmeasurable(
+            f"no image to ask {artifact.path} about",
+            code="E-IMAGES-NONE",
+            hint="name a data set with at least one image",
+        )
     _check_shape(artifact, images)
     adapter = load_adapter(str(runtime_file(runtime, plugins)))
     if adapter.FORMAT != artifact.format:
         raise Unmeasurable(
-            f"{artifact.path} cannot run in {runtime}: {_other_format(runtime, adapter.FORMAT, artifact.format)}"
+            f"{artifact.path} cannot run in {runtime}: {_other_format(runtime, adapter.FORMAT, artifact.format)}",
+            code="E-RUNTIME-FORMAT",
         )
     with workspace(scratch) as work:
         copy = model_files.private_copy(artifact, work / "model")
@@ -215,18 +220,21 @@ def answers_and_facts(
         except ChildFailed as failure:
             if failure.kind == Unavailable.__name__:
                 reason = str(failure).partition(f"{failure.kind}: ")[2]
-                raise Unmeasurable(f"{artifact.path} cannot run in {runtime}: {reason}") from failure
+                raise Unmeasurable(
+                    f"{artifact.path} cannot run in {runtime}: {reason}", code="E-RUNTIME-UNAVAILABLE"
+                ) from failure
             text = readable(failure, str(copy), artifact.path)
             if failure.stage == "load" and failure.kind not in NOT_THE_FILE:
                 raise model_files.rejected(artifact.path, text) from failure
             # a converted file lies in the store, under a name that says nothing
             name = artifact.path if artifact.format in ("onnx", "torch") else artifact.stage
-            raise Unmeasurable(f"{name} gave no answers in {runtime}: {text}") from failure
+            raise Unmeasurable(f"{name} gave no answers in {runtime}: {text}", code="E-RUNTIME-FAILED") from failure
         logits = np.load(work / "logits.npy")
     classes = len(artifact.class_names) or logits.shape[1]
     if logits.shape != (len(images), classes):
         raise InputRejected(
             f"{artifact.path} answers with shape {list(logits.shape)}, expected {[len(images), classes]}",
+            code="E-ONNX-SHAPE",
             hint="the output must be logits, one column a class of the manifest",
         )
     return logits, facts
@@ -242,7 +250,7 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
     with workspace(scratch) as work:
         reason = _state("ort_cpu", "onnx", work, (), HERE)["unavailable"]
         if reason:
-            raise Unmeasurable(f"cannot inspect {path}: {reason}")
+            raise Unmeasurable(f"cannot inspect {path}: {reason}", code="E-RUNTIME-UNAVAILABLE")
         (work / "model").mkdir()
         copy = shutil.copyfile(path, work / "model" / "model.onnx")
         spec = _spec("inspect", "ort_cpu", copy, 1, ()) | {"memory_bytes": INSPECT_MEMORY_BYTES}
@@ -355,5 +363,6 @@ def _check_shape(artifact: Artifact, images: np.ndarray) -> None:
         raise InputRejected(
             f"{artifact.path} takes images of shape {list(artifact.input_shape)} (channels, height, width), "
             f"the data has {[channels, height, width]}",
+            code="E-INPUT-SHAPE",
             hint="measure it on the data set that it was made for",
         )

@@ -43,6 +43,7 @@ def layer_of(network: Network) -> str:
     if not path or network.get_submodule(path).bias is None:
         raise UsageError(
             f"`{network.contract.spec.partition(':')[0]}` has no last linear layer with a bias to correct",
+            code="E-METHOD-NEEDS",
             hint="take another student, or a transfer set with all classes",
         )
     return path

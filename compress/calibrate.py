@@ -60,6 +60,7 @@ def look(path: Path, images: np.ndarray, *, histograms: bool = True) -> Seen:
             if not np.isfinite((least, most)).all():
                 raise InputRejected(
                     f"{path}: `{name}` is not finite on the calibration images, so it has no range",
+                    code="E-CALIBRATION-RANGE",
                     hint="mend the file, or leave it in float",
                 )
             low[name], high[name] = min(low.get(name, 0.0), least), max(high.get(name, 0.0), most)

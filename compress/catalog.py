@@ -54,6 +54,7 @@ def _sources(kind: str, plugins: tuple[Path, ...]) -> dict[str, Path]:
             if plugin.stem in files:
                 raise InputRejected(
                     f"plugin {plugin} has the name of the built-in {KINDS[kind][0]} `{plugin.stem}`",
+                    code="E-PLUGIN-SOURCE",
                     hint="rename the file",
                 )
             files[plugin.stem] = plugin
@@ -64,7 +65,7 @@ def _parse(path: Path) -> ast.Module:
     try:
         return _parsed(path, path.stat().st_mtime_ns)
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise InputRejected(f"cannot read the Python file {path}: {error}") from error
+        raise InputRejected(f"cannot read the Python file {path}: {error}", code="E-PLUGIN-SOURCE") from error
 
 
 @functools.lru_cache(maxsize=1024)
@@ -84,7 +85,9 @@ def _literal(path: Path, name: str) -> Any:
             try:
                 return ast.literal_eval(node.value)
             except ValueError:
-                raise InputRejected(f"{name} in {path} is not a literal: it is read without running the file") from None
+                raise InputRejected(
+                    f"{name} in {path} is not a literal: it is read without running the file", code="E-PLUGIN-SOURCE"
+                ) from None
     return None
 
 
@@ -102,7 +105,9 @@ def candidates(plugins: tuple[Path, ...] = ()) -> dict[str, tuple[str, ...] | No
         if declared is not None and not (
             isinstance(declared, tuple | list) and all(isinstance(spec, str) and spec for spec in declared)
         ):
-            raise InputRejected(f"CANDIDATES in {path} must be a tuple of specs, got {declared!r}")
+            raise InputRejected(
+                f"CANDIDATES in {path} must be a tuple of specs, got {declared!r}", code="E-PLUGIN-SOURCE"
+            )
         found[name] = None if declared is None else tuple(declared)
     return found
 

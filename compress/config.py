@@ -37,26 +37,28 @@ def convert(kind: type, value: Any, where: str) -> Any:
     if kind is bool:
         if text.lower() in _TRUE | _FALSE:
             return text.lower() in _TRUE
-        raise UsageError(f"{where} must be true or false, got `{value}`")
+        raise UsageError(f"{where} must be true or false, got `{value}`", code="E-KNOB-TYPE")
     try:
         if kind is int:
             return int(text)
         number = float(text)
     except ValueError:
         noun = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{where} must be {noun}, got `{value}`") from None
+        raise UsageError(f"{where} must be {noun}, got `{value}`", code="E-KNOB-TYPE") from None
     if not math.isfinite(number):
-        raise UsageError(f"{where} must be finite, got `{value}`")
+        raise UsageError(f"{where} must be finite, got `{value}`", code="E-KNOB-TYPE")
     return number
 
 
 def _check(field: dataclasses.Field, value: Any, where: str) -> None:
     low, high, choices = (field.metadata.get(k) for k in ("low", "high", "choices"))
     if choices and value not in choices:
-        raise unknown("value", str(value), list(choices), where=where)
+        raise unknown("value", str(value), list(choices), where=where, code="E-KNOB-CHOICE")
     if isinstance(value, int | float) and not isinstance(value, bool) and low is not None and high is not None:
         if not low <= value <= high:
-            raise UsageError(f"{where} must lie in [{low:g}, {high:g}], got {value:g}: {field.metadata['help']}")
+            raise UsageError(
+                f"{where} must lie in [{low:g}, {high:g}], got {value:g}: {field.metadata['help']}", code="E-KNOB-RANGE"
+            )
 
 
 def check(instance: Any, where: str) -> None:
@@ -65,7 +67,7 @@ def check(instance: Any, where: str) -> None:
         value = getattr(instance, field.name)
         kind = type(field.default)
         if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
-            raise UsageError(f"`{field.name}` in {where} must be {kind.__name__}, got {value!r}")
+            raise UsageError(f"`{field.name}` in {where} must be {kind.__name__}, got {value!r}", code="E-KNOB-TYPE")
         _check(field, value, f"`{field.name}` in {where}")
 
 
@@ -85,7 +87,7 @@ def typed(config_class: type, values: Mapping[str, Any], where: str) -> dict[str
     built = {}
     for name, value in values.items():
         if name not in fields:
-            raise unknown("knob", name, list(fields), where=where)
+            raise unknown("knob", name, list(fields), where=where, code="E-KNOB-UNKNOWN")
         place = f"`{name}` in {where}"
         if hints[name] == tuple[str, ...]:
             text = str(value).split(fields[name].metadata["separator"])
@@ -108,7 +110,7 @@ def parse_spec(spec: str, first_knob: str = "") -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         if not equals:
             if not first_knob or first_knob in values:
-                raise UsageError(f"`{part}` in `{spec}` is not of the form knob=value")
+                raise UsageError(f"`{part}` in `{spec}` is not of the form knob=value", code="E-OPTION-VALUE")
             key, value = first_knob, part
         values[key.strip()] = value.strip()
     return name.strip(), values

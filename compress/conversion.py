@@ -45,7 +45,7 @@ def converted(
     module = catalog.load("runtimes", runtime, plugins).module
     if artifact.precision not in module.TOLERANCE:
         can = ", ".join(module.TOLERANCE)
-        raise Unmeasurable(f"{runtime} takes no {artifact.precision} file; it takes {can}")
+        raise Unmeasurable(f"{runtime} takes no {artifact.precision} file; it takes {can}", code="E-RUNTIME-FORMAT")
     if not converts(runtime, plugins):
         _refuse_missing(store, runtime, plugins)
         return artifact, {}
@@ -61,7 +61,7 @@ def converted(
 def _refuse_missing(store: Store, runtime: str, plugins: tuple[Path, ...]) -> None:
     reason = bench.runtime_state(runtime, store.root / "scratch", plugins)["unavailable"]
     if reason:
-        raise Unmeasurable(reason)
+        raise Unmeasurable(reason, code="E-RUNTIME-UNAVAILABLE")
 
 
 def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: tuple[Path, ...]) -> Step:
@@ -83,7 +83,9 @@ def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: 
             (work / "files").replace(folder / "made")
         made = sorted(path for path in (folder / "made").rglob("*") if path.is_file())
         if not made:
-            raise Unmeasurable(f"{runtime} converted {artifact.stage} without an error and without a file")
+            raise Unmeasurable(
+                f"{runtime} converted {artifact.stage} without an error and without a file", code="E-CONVERSION"
+            )
         return {
             **facts,
             "files": [str(path.relative_to(folder / "made")) for path in made],
@@ -118,9 +120,14 @@ def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path
         facts = run_child(spec, work, TIMEOUT_S, plugins, script=CONVERTER, watch=_watch(work), changes=changes)
     except ChildFailed as failure:
         why = readable(failure, str(source), artifact.path).removeprefix("convert: ")
-        raise Unmeasurable(f"{adapter.stem} could not convert {artifact.stage}: {why}") from failure
+        raise Unmeasurable(
+            f"{adapter.stem} could not convert {artifact.stage}: {why}", code="E-CONVERSION"
+        ) from failure
     if file_digest(source) != artifact.digest:
-        raise Unmeasurable(f"{adapter.stem}'s converter changed its input, {artifact.stage}: nothing of it is kept")
+        raise Unmeasurable(
+            f"{adapter.stem}'s converter changed its input, {artifact.stage}: nothing of it is kept",
+            code="E-CONVERSION",
+        )
     return facts
 
 

@@ -25,7 +25,9 @@ def pick(found: list[Artifact], stage: str) -> Artifact:
     """The artifact to convert, by default the last, which is what a run ships. Raises UsageError for another stage."""
     named = [artifact for artifact in found if artifact.stage == stage] if stage else found[-1:]
     if not named:
-        raise UsageError(f"there is no `{stage}`; there are: {', '.join(a.stage for a in found)}")
+        raise UsageError(
+            f"there is no `{stage}`; there are: {', '.join(a.stage for a in found)}", code="E-NAME-UNKNOWN"
+        )
     return named[0]
 
 
@@ -38,7 +40,9 @@ def convert_file(
     for runtime in runtimes:
         module = catalog.load("runtimes", runtime).module
         if not (hasattr(module, "SNIPPET") or hasattr(module, "SCRIPT")):
-            raise UsageError(f"there is no file to give for {runtime}", hint="see `compress list runtimes`")
+            raise UsageError(
+                f"there is no file to give for {runtime}", code="E-RUNTIME-CHOICE", hint="see `compress list runtimes`"
+            )
     splits = plan.load_data(recipe, store)
     files.refuse_other_classes(artifact, artifact.path, splits.report)
     job = plan.make(dataclasses.replace(recipe, teacher=(str(artifact.path),)), splits)

@@ -27,12 +27,16 @@ def parse_input(text: str) -> tuple[int, int, int]:
     """`3x224x224` → (3, 224, 224). Raises UsageError."""
     parts = re.split(r"[x×,]", text.strip().lower())
     if len(parts) != 3 or not all(re.fullmatch(r"\d+", part) for part in parts):
-        raise UsageError(f"--input must be CHANNELSxHEIGHTxWIDTH, got `{text}`", hint="for example 3x224x224")
+        raise UsageError(
+            f"--input must be CHANNELSxHEIGHTxWIDTH, got `{text}`", code="E-OPTION-VALUE", hint="for example 3x224x224"
+        )
     channels, height, width = (int(part) for part in parts)
     if channels not in (1, 3):
-        raise UsageError(f"--input: images have 1 channel or 3, got {channels} in `{text}`")
+        raise UsageError(f"--input: images have 1 channel or 3, got {channels} in `{text}`", code="E-OPTION-VALUE")
     if not (1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE):
-        raise UsageError(f"--input: height and width must lie in [1, {LARGEST_SIDE}], got `{text}`")
+        raise UsageError(
+            f"--input: height and width must lie in [1, {LARGEST_SIDE}], got `{text}`", code="E-OPTION-VALUE"
+        )
     return channels, height, width
 
 

@@ -70,7 +70,10 @@ def difference(network: nn.Module, unit: Unit, images: Tensor) -> float:
     with torch.no_grad():
         expected, got = masked(images.double()), cut(images.double())
     if expected.shape != got.shape:
-        raise CompressError(f"the answers changed their shape from {tuple(expected.shape)} to {tuple(got.shape)}")
+        raise CompressError(
+            f"the answers changed their shape from {tuple(expected.shape)} to {tuple(got.shape)}",
+            code="E-ANSWERS-CHANGED",
+        )
     spread = (expected.max() - expected.min()).item() or 1.0
     return (expected - got).abs().max().item() / spread
 
@@ -86,7 +89,9 @@ def removable(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[li
     if len(every) > len(once):
         names = {name for name, _ in once}
         shared = next(name for name, _ in every if name not in names)
-        raise CompressError(f"`{shared}` is a parameter of two layers: removing channels of one would part them")
+        raise CompressError(
+            f"`{shared}` is a parameter of two layers: removing channels of one would part them", code="E-PRUNE-NETWORK"
+        )
     found, mixed = families(network, input_shape)
     stays = dict.fromkeys(mixed, "its channels are mixed outside of a layer")
     twin = _with_random_weights(network)
@@ -100,7 +105,9 @@ def removable(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[li
         else:
             kept.append(family)
     if kept and (reason := refusal(twin, joined_unit(unit for family in kept for unit in _half(family)), images)):
-        raise CompressError(f"the channels of this network cannot be removed together: {reason}")
+        raise CompressError(
+            f"the channels of this network cannot be removed together: {reason}", code="E-PRUNE-NETWORK"
+        )
     return kept, stays
 
 

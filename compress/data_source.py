@@ -109,6 +109,7 @@ def _disk_error(folder: Path, error: OSError) -> CompressError:
     free_mb = shutil.disk_usage(existing).free // 2**20
     return CompressError(
         f"could not write decoded images to {folder}: {error.strerror or error} ({free_mb} MB free at {existing})",
+        code="E-WRITE",
         hint="free some space, or set COMPRESS_STORE to a folder on another disk",
     )
 
@@ -166,7 +167,9 @@ def read_array(path: Path) -> np.ndarray:
 
 def _damaged(path: Path, error: Exception) -> InputRejected:
     return InputRejected(
-        f"the cached file {path} is damaged: {error}", hint=f"remove it, it will be made again: rm -r {path.parent}"
+        f"the cached file {path} is damaged: {error}",
+        code="E-STORE-DAMAGED",
+        hint=f"remove it, it will be made again: rm -r {path.parent}",
     )
 
 

@@ -30,13 +30,17 @@ def prepare(source: Source, *, seed: int, select_fraction: float = 0.1, calibrat
     fraction outside (0, 0.9] or no calibration images, InputRejected when a split would be empty.
     """
     if not 0 < select_fraction <= 0.9:
-        raise UsageError(f"`select_fraction` must lie in (0, 0.9], got {select_fraction:g}")
+        raise UsageError(f"`select_fraction` must lie in (0, 0.9], got {select_fraction:g}", code="E-KNOB-RANGE")
     if calibration_images < 1:
-        raise UsageError(f"`calibration_images` must be at least 1, got {calibration_images}")
+        raise UsageError(f"`calibration_images` must be at least 1, got {calibration_images}", code="E-KNOB-RANGE")
     parts = {"report": (source.report_images, source.report_labels), **_carved(source, select_fraction)}
     for split, (images, _) in parts.items():
         if len(images) == 0:
-            raise InputRejected(f"data set `{source.name}` has no images for the split `{split}`", hint="add images")
+            raise InputRejected(
+                f"data set `{source.name}` has no images for the split `{split}`",
+                code="E-DATA-EMPTY",
+                hint="add images",
+            )
     facts = _facts(source, parts, select_fraction)
     ids = balanced(parts["train"][1], max(MIN_CALIBRATION_IMAGES, calibration_images), seed)
     parts["calibrate"] = (parts["train"][0][ids], parts["train"][1][ids])

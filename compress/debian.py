@@ -101,6 +101,7 @@ def mirror(found: list[Source]) -> str:
         listing = ", ".join(f"{s.uri} {' '.join(s.suites)}" for s in found) or "none"
         raise CompressError(
             f"apt is not told of a mirror of Debian; its sources are: {listing}",
+            code="E-DEBIAN",
             hint="add Debian's archive to apt's sources and install debian-archive-keyring, or name a mirror's URI",
         )
     return best.uri
@@ -145,7 +146,7 @@ def unpack_one(deb: Path, member: str, target: Path) -> None:
                     break
         reader.kill()
     if not target.exists():
-        raise CompressError(f"{deb.name} does not hold {member}")
+        raise CompressError(f"{deb.name} does not hold {member}", code="E-DEBIAN")
 
 
 def step(what: str, command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
@@ -155,17 +156,19 @@ def step(what: str, command: list[str], folder: Path, environment: dict[str, str
         status = supervise(command, folder, environment or {**os.environ, "LC_ALL": "C"}, STEP_TIMEOUT_S, log)
     except FileNotFoundError as error:
         raise CompressError(
-            f"{what}: there is no `{command[0]}` here", hint="the kit is made on Debian, with its apt-get and dpkg-deb"
+            f"{what}: there is no `{command[0]}` here",
+            code="E-DEBIAN",
+            hint="the kit is made on Debian, with its apt-get and dpkg-deb",
         ) from error
     text = log.read_text(errors="replace")
     if status is None:
-        raise CompressError(f"{what}: not done within {STEP_TIMEOUT_S:g} s; stopped")
+        raise CompressError(f"{what}: not done within {STEP_TIMEOUT_S:g} s; stopped", code="E-DEBIAN")
     if status:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith(("E:", "ERROR:"))] or lines
         reason = "; ".join(errors[-3:])[:600] or f"exit status {status}"
         hint = next((hint for signs, hint in HINTS if any(sign in text for sign in signs)), "")
-        raise CompressError(f"{what}: {reason}", hint=hint)
+        raise CompressError(f"{what}: {reason}", code="E-DEBIAN", hint=hint)
     return text
 
 

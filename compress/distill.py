@@ -95,19 +95,27 @@ def check(entry: Entry, setting: Setting) -> None:
     if setting.only_logits and {"maps", "pooled", "inputs"} & set(needs):
         raise UsageError(
             f"`{entry.name}` reads more than logits, and {setting.only_logits} gives nothing else",
+            code="E-METHOD-NEEDS",
             hint="take --kd kd, or one network as the teacher",
         )
     if "maps" in needs and not setting.pairs:
-        raise UsageError(f"`{entry.name}` needs two networks with maps to pair; one of these has none", hint=hint)
+        raise UsageError(
+            f"`{entry.name}` needs two networks with maps to pair; one of these has none",
+            code="E-METHOD-NEEDS",
+            hint=hint,
+        )
     if "pooled" in needs and not (setting.student_pooled and setting.teacher_pooled):
         raise UsageError(
-            f"`{entry.name}` reads the input of the last linear layer; one of these networks has none", hint=hint
+            f"`{entry.name}` reads the input of the last linear layer; one of these networks has none",
+            code="E-METHOD-NEEDS",
+            hint=hint,
         )
     # a tree answers with the leaf that it reaches: a step of the image changes nothing, or all
     if "inputs" in needs and not (setting.pairs or setting.teacher_pooled):
         raise UsageError(
             f"`{entry.name}` differentiates the teacher by its images, and one without maps or an embedding has no "
             "gradient there",
+            code="E-METHOD-NEEDS",
             hint=hint,
         )
     if hasattr(entry.module, "check"):
@@ -158,7 +166,7 @@ def distill(
     what the common phase needs (a paraphraser). Who saves the student calls `drop_checkpoints` then.
     """
     if needs_teacher(methods) and teacher is None:
-        raise UsageError("these methods need a teacher", hint="name one with --teacher")
+        raise UsageError("these methods need a teacher", code="E-METHOD-NEEDS", hint="name one with --teacher")
     input_shape = student.contract.input_shape
     student_probe = taps.probe(student, input_shape)
     teacher_probe = teacher.probe if teacher is not None else None
@@ -205,6 +213,7 @@ def staged_of(bound: tuple[Bound, ...], *, with_stages: bool = True) -> list[tup
         shares = ", ".join(f"{b.entry.name}'s {stage.name} {stage.share:g}" for b, stage in staged)
         raise UsageError(
             f"the methods' own stages take all epochs: {shares}",
+            code="E-METHOD-STAGES",
             hint="lower their shares until they sum to less than 1",
         )
     return staged
@@ -243,6 +252,7 @@ def refuse_untaught(bound: tuple[Bound, ...], setting: Setting) -> None:
         why = "every image is mixed, and a mixture has none" if setting.mixup == 1 else "the transfer set has none"
         raise UsageError(
             f"`{named}` teaches the student's answers by labels alone, and {why}",
+            code="E-METHOD-UNTAUGHT",
             hint="add --kd kd" + (", or mix fewer images: --set mixup=0.5" if setting.mixup == 1 else ""),
         )
 

@@ -105,6 +105,7 @@ def prepend_resize(path: Path, size: tuple[int, int]) -> None:
         raise InputRejected(
             f"{path.name} takes images of {own[0]}×{own[1]} and has opset {opset}, which cannot "
             f"{'shrink images without aliasing (18 can)' if smaller else 'resize images by a scale alone (13 can)'}",
+            code="E-ONNX-OPSET",
             hint="export it for images of that size, with the resizing inside",
         )
     scales = []
@@ -196,7 +197,9 @@ def golden_path(artifact: Path) -> Path:
 def compare(expected: np.ndarray, got: np.ndarray) -> dict[str, Any]:
     """Parity facts of two logit tables `[N,K]`. Raises CompressError when nothing was compared."""
     if len(expected) == 0 or expected.shape != got.shape:
-        raise CompressError(f"nothing to compare: {expected.shape} logits against {got.shape}")
+        raise CompressError(
+            f"nothing to compare: {expected.shape} logits against {got.shape}", code="E-ANSWERS-CHANGED"
+        )
     spread = float(expected.max() - expected.min()) or 1.0
     difference = np.abs(expected - got)
     finite = bool(np.isfinite(got).all())
@@ -215,5 +218,6 @@ def check_parity(facts: dict[str, Any], what: str) -> None:
         raise CompressError(
             f"{what}: the exported file differs from the network by {facts['max_difference_of_spread']} of the "
             f"logits' spread over {facts['images']} images (allowed: {PARITY_TOLERANCE:g}); top-1 agrees on "
-            f"{facts['top1_agreement_fraction']:.2%}"
+            f"{facts['top1_agreement_fraction']:.2%}",
+            code="E-ANSWERS-CHANGED",
         )

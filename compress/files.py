@@ -25,17 +25,25 @@ def open_onnx(path: Path, scratch: Path) -> Artifact:
     found = bench.inspect_onnx(path, scratch)
     inputs, outputs = found["inputs"], found["outputs"]
     if len(inputs) != 1 or len(outputs) != 1:
-        raise InputRejected(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed")
+        raise InputRejected(
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed", code="E-ONNX-SHAPE"
+        )
     shape, kind = inputs[0]["shape"], inputs[0]["type"]
     if kind != "tensor(float)" or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
         raise InputRejected(
             f"the input of {path} is {kind} {shape}; needed: float32 [batch, channels, height, width], sizes fixed",
+            code="E-ONNX-SHAPE",
             hint="export it with a fixed image size and a float32 NCHW input, images in [0,1]",
         )
     if shape[1] not in (1, 3):
-        raise InputRejected(f"the input of {path} has shape {shape}: the second axis must be 1 or 3 channels (NCHW)")
+        raise InputRejected(
+            f"the input of {path} has shape {shape}: the second axis must be 1 or 3 channels (NCHW)",
+            code="E-ONNX-SHAPE",
+        )
     if len(outputs[0]["shape"]) != 2:
-        raise InputRejected(f"the output of {path} has shape {outputs[0]['shape']}; [batch, classes] is needed")
+        raise InputRejected(
+            f"the output of {path} has shape {outputs[0]['shape']}; [batch, classes] is needed", code="E-ONNX-SHAPE"
+        )
     return Artifact(
         path=path,
         digest=file_digest(path),
@@ -64,7 +72,9 @@ def _class_names(path: Path, metadata: dict[str, str], classes: Any) -> tuple[st
         names = json.loads(text)
         assert isinstance(names, list) and all(isinstance(n, str) for n in names)
     except (ValueError, AssertionError):
-        raise InputRejected(f"the class names in the metadata of {path} are not a list of texts") from None
+        raise InputRejected(
+            f"the class names in the metadata of {path} are not a list of texts", code="E-ONNX-MALFORMED"
+        ) from None
     return tuple(names)
 
 
@@ -90,17 +100,23 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run, every file of which has the size and digest that it states. Raises InputRejected."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise InputRejected(f"{folder} is not the models folder of a run: it has no manifest.json")
+        raise InputRejected(f"{folder} is not the models folder of a run: it has no manifest.json", code="E-RUN-FOLDER")
     manifest = read_json(path)
     try:
         for entry in manifest["files"]:
             file = folder / entry["file"]
             if not file.is_file():
-                raise InputRejected(f"{file} is missing, the manifest names it", hint="run the recipe again")
+                raise InputRejected(
+                    f"{file} is missing, the manifest names it", code="E-RUN-CHANGED", hint="run the recipe again"
+                )
             if file.stat().st_size != entry["size_bytes"] or file_digest(file) != entry["sha256"]:
-                raise InputRejected(f"{file} is not the file of the manifest: its sha256 differs", hint="run it again")
+                raise InputRejected(
+                    f"{file} is not the file of the manifest: its sha256 differs",
+                    code="E-RUN-CHANGED",
+                    hint="run it again",
+                )
     except (KeyError, TypeError) as error:
-        raise InputRejected(f"{path} is not a manifest of compress: {error}") from error
+        raise InputRejected(f"{path} is not a manifest of compress: {error}", code="E-RUN-FOLDER") from error
     return manifest
 
 
@@ -127,7 +143,11 @@ def _own_name(index: int, artifacts: list[Artifact]) -> str:
 def require_data(paths: tuple[Path, ...], data: str) -> None:
     """Raises UsageError when no data is named and none of the paths is a run, which knows its own."""
     if not data and not any(path.is_dir() for path in paths):
-        raise UsageError("name the images: --data NAME or FOLDER", hint="only a run's folder knows its own data")
+        raise UsageError(
+            "name the images: --data NAME or FOLDER",
+            code="E-DATA-UNNAMED",
+            hint="only a run's folder knows its own data",
+        )
 
 
 def data_for(paths: tuple[Path, ...], artifacts: list[Artifact], data: str, on_bad: str = "fail") -> recipe.Recipe:
@@ -166,6 +186,7 @@ def verify(folder: Path, scratch: Path) -> list[tuple[str, str]]:
                 f"{artifact.path} answers differently here: top-1 agrees on {agree} of {len(images)} golden samples, "
                 f"largest difference {difference:.2g} of the logits' spread "
                 f"(allowed {TOLERANCE[artifact.precision]:g})",
+                code="E-ANSWERS-DIFFER",
                 hint="int8 products may saturate on this processor (`compress doctor`); measure with `compress eval`",
             )
         rows.append(
@@ -179,7 +200,7 @@ def read_golden(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return file["images"], file["logits"]
     except (OSError, ValueError, KeyError) as error:
-        raise InputRejected(f"cannot read the golden samples {path}: {error}") from error
+        raise InputRejected(f"cannot read the golden samples {path}: {error}", code="E-FILE-READ") from error
 
 
 def refuse_other_classes(artifact: Artifact, path: Path, dataset: Dataset) -> None:
@@ -191,11 +212,13 @@ def refuse_other_classes(artifact: Artifact, path: Path, dataset: Dataset) -> No
         raise InputRejected(
             f"{path} was made for the classes {', '.join(artifact.class_names[:8])}; the data has "
             f"{', '.join(dataset.class_names[:8])}",
+            code="E-CLASSES-DIFFER",
             hint="name the data set that it was made for",
         )
     if artifact.class_names and len(artifact.class_names) != len(dataset.class_names):
         raise InputRejected(
             f"{path} knows {len(artifact.class_names)} classes, the data has {len(dataset.class_names)}",
+            code="E-CLASSES-DIFFER",
             hint="name the data set that it was made for",
         )
 

@@ -55,7 +55,11 @@ def quantize_range(node: Any, constants: dict[str, np.ndarray]) -> tuple[float, 
     Raises InputRejected for a scale that is no constant or not one number.
     """
     if any(name not in constants for name in node.input[1:]) or constants[node.input[1]].size != 1:
-        raise InputRejected(f"the QuantizeLinear {node.name} has no single constant scale", hint="quantize per tensor")
+        raise InputRejected(
+            f"the QuantizeLinear {node.name} has no single constant scale",
+            code="E-QDQ-FORM",
+            hint="quantize per tensor",
+        )
     zero = constants[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros((), np.uint8)
     limits = np.iinfo(zero.dtype)
     scale, offset = float(constants[node.input[1]].item()), int(zero.item())
@@ -71,7 +75,9 @@ def dequantize(node: Any, constants: dict[str, np.ndarray]) -> np.ndarray:
     shape = [1] * levels.ndim
     if scale.size > 1:
         if any(a.name == "block_size" and a.i for a in node.attribute):
-            raise InputRejected(f"the DequantizeLinear {node.name} has scales per block", hint="quantize per channel")
+            raise InputRejected(
+                f"the DequantizeLinear {node.name} has scales per block", code="E-QDQ-FORM", hint="quantize per channel"
+            )
         shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = -1
     difference = levels.astype(np.int64) - zero.astype(np.int64).reshape(shape if zero.size > 1 else [1] * levels.ndim)
     product = difference.astype(np.float32) * scale.reshape(shape if scale.size > 1 else [1] * levels.ndim)
@@ -210,7 +216,9 @@ def _sorted(graph: Any) -> list[Any]:
             else:
                 left.append(node)
         if len(left) == len(waiting):
-            raise InputRejected(f"nothing gives what the node {left[0].name} reads", hint="check the file")
+            raise InputRejected(
+                f"nothing gives what the node {left[0].name} reads", code="E-ONNX-MALFORMED", hint="check the file"
+            )
         waiting = left
     return found
 

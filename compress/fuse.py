@@ -77,7 +77,9 @@ def _changed(network: Any, change: Callable[[Any, Tensor], None], what: str) -> 
         change(exact, sample)
         difference = _difference(before, exact(sample))
     if not difference <= TOLERANCE:
-        raise CompressError(f"{what} changed the logits by {difference:.2g} of their spread: refused")
+        raise CompressError(
+            f"{what} changed the logits by {difference:.2g} of their spread: refused", code="E-ANSWERS-CHANGED"
+        )
     return changed
 
 

@@ -56,7 +56,9 @@ def judge(
     if against is not None:
         gates += _regressions(document, against, cell)
     if not gates:
-        raise UsageError("no limit was given", hint="for example --max-p99 20ms --max-drop 1 --max-size 500kB")
+        raise UsageError(
+            "no limit was given", code="E-GATE-LIMITS", hint="for example --max-p99 20ms --max-drop 1 --max-size 500kB"
+        )
     return gates
 
 
@@ -81,6 +83,7 @@ def _cell(document: dict[str, Any], runtime: str, threads: int) -> dict[str, Any
         raise InputRejected(
             f"the report has no cell of {document['shipped']} in {runtime or 'any runtime'}"
             + (f" at {fmt.threads(threads)}" if threads else ""),
+            code="E-GATE-CELL",
             hint=f"there are: {there}",
         )
     return wanted[0]

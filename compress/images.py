@@ -81,7 +81,9 @@ def probe(path: Path) -> tuple[int, int, str]:
 def rejected(path: Path, reason: str) -> InputRejected:
     """The error for one image."""
     return InputRejected(
-        f"cannot use the image {shown(path)}: {reason}", hint="repair or remove the file, or use `--on-bad skip`"
+        f"cannot use the image {shown(path)}: {reason}",
+        code="E-IMAGE-UNREADABLE",
+        hint="repair or remove the file, or use `--on-bad skip`",
     )
 
 

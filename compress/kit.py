@@ -84,7 +84,11 @@ def write(
     from compress.export import write_golden
 
     if folder.exists() and not (folder / "versions.json").is_file():
-        raise InputRejected(f"{folder} is there already and was not made by `compress convert`", hint="name another")
+        raise InputRejected(
+            f"{folder} is there already and was not made by `compress convert`",
+            code="E-OUT-FOREIGN",
+            hint="name another",
+        )
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

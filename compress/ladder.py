@@ -84,6 +84,7 @@ def climb(
     if best is None:
         raise UsageError(
             f"`{job.quantizer.name}` has no rung that can be tried here: {records[-1]['left_out']}",
+            code="E-LADDER-RUNG",
             hint="take --quantize int8_auto, or run the whole chain with `compress run`",
         )
     for doubt in doubts(best, job):

@@ -48,7 +48,7 @@ def read(root: Path, lacks: tuple[str, ...] = ()) -> Listing:
     """
     folders = _visible_folders(root)
     if not folders:
-        raise InputRejected(f"the data folder {shown(root)} has no class folders", hint=_LAYOUTS)
+        raise InputRejected(f"the data folder {shown(root)} has no class folders", code="E-DATA-LAYOUT", hint=_LAYOUTS)
     splits = _splits(root, folders)
     classes = {name: _classes(folder) for name, folder in splits.items()}
     class_names = _common_classes(root, classes, lacks)
@@ -65,7 +65,9 @@ def below(root: Path) -> list[File]:
     """
     files = list(_below(root))
     if not files:
-        raise InputRejected(f"the folder {shown(root)} holds no images", hint="name a folder of images")
+        raise InputRejected(
+            f"the folder {shown(root)} holds no images", code="E-DATA-EMPTY", hint="name a folder of images"
+        )
     return files
 
 
@@ -83,7 +85,9 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
             return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         raise InputRejected(
-            f"cannot read the data folder {shown(folder)}: {error.strerror}", hint="name an existing folder of images"
+            f"cannot read the data folder {shown(folder)}: {error.strerror}",
+            code="E-DATA-FOLDER",
+            hint="name an existing folder of images",
         ) from error
 
 
@@ -101,10 +105,13 @@ def _splits(root: Path, folders: dict[str, str]) -> dict[str, str]:
     if others:
         raise InputRejected(
             f"{shown(root)} has the folder `{shown(others[0])}` beside the splits {', '.join(named)}",
+            code="E-DATA-LAYOUT",
             hint="splits are called train, val and test; rename it, or put a dot before its name to have it ignored",
         )
     if "train" not in named:
-        raise InputRejected(f"{shown(root)} has {', '.join(named)} but no folder `train`", hint=_LAYOUTS)
+        raise InputRejected(
+            f"{shown(root)} has {', '.join(named)} but no folder `train`", code="E-DATA-LAYOUT", hint=_LAYOUTS
+        )
     return named
 
 
@@ -116,12 +123,15 @@ def _classes(folder: str) -> dict[str, str]:
             name.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputRejected(
-                f"the name of the class folder {shown(path)} is not UTF-8", hint="rename the folder"
+                f"the name of the class folder {shown(path)} is not UTF-8",
+                code="E-CLASS-NAME",
+                hint="rename the folder",
             ) from error
         composed = unicodedata.normalize("NFC", name)
         if composed in found:
             raise InputRejected(
                 f"two class folders in {shown(folder)} have the same name `{composed}` in different Unicode forms",
+                code="E-CLASS-NAME",
                 hint="merge them into one folder",
             )
         found[composed] = path
@@ -140,12 +150,15 @@ def _common_classes(root: Path, classes: dict[str, dict[str, str]], lacks: tuple
             parts = [f"lacks {_names(lacking)}"] * bool(lacking) + [f"adds {_names(added)}"] * bool(added)
             raise InputRejected(
                 f"the split `{split}` of {shown(root)} {' and '.join(parts)}, compared with `train`",
+                code="E-DATA-CLASSES",
                 hint="every split needs the same class folders, in the same spelling; a class that students are not to "
                 "see may be missing from train: --transfer-lacks CLASS, again for each",
             )
     if len(expected) < 2:
         found_text = f"only the class `{shown(expected[0])}`" if expected else "no class folders"
-        raise InputRejected(f"{shown(root)} has {found_text}; at least two classes are needed", hint=_LAYOUTS)
+        raise InputRejected(
+            f"{shown(root)} has {found_text}; at least two classes are needed", code="E-DATA-LAYOUT", hint=_LAYOUTS
+        )
     return tuple(expected)
 
 
@@ -162,7 +175,9 @@ def _files(folders: dict[str, str], class_names: tuple[str, ...]) -> list[File]:
         found = [_file(entry, label) for entry in _entries(folders[name])]
         if not found:
             raise InputRejected(
-                f"the class folder {shown(folders[name])} has no images", hint="add images, or remove the folder"
+                f"the class folder {shown(folders[name])} has no images",
+                code="E-DATA-EMPTY",
+                hint="add images, or remove the folder",
             )
         files += found
     return files
@@ -195,6 +210,7 @@ def _by_use(root: Path, found: dict[str, list[File]], class_names: tuple[str, ..
     if len(single):
         raise InputRejected(
             f"the class `{shown(class_names[single[0]])}` in {shown(root)} has one image; a split needs at least two",
+            code="E-DATA-EMPTY",
             hint="add images, or make the folders train and test yourself",
         )
     kept, taken = stratified(labels, _REPORT_FRACTION, randomness.derive("report"))

@@ -55,6 +55,7 @@ def onnx_runtime(runtimes: tuple[str, ...], store: Store, plugins: tuple[Path, .
     if not readers:
         raise UsageError(
             f"ONNX files are to be measured, which none of the runtimes reads: {', '.join(runtimes)}",
+            code="E-RUNTIME-CHOICE",
             hint="add ort_cpu to --runtimes",
         )
     reasons = []
@@ -65,6 +66,7 @@ def onnx_runtime(runtimes: tuple[str, ...], store: Store, plugins: tuple[Path, .
         reasons.append(f"{name}: {reason}")
     raise Unmeasurable(
         f"ONNX files are to be measured, and no runtime that reads them works here: {'; '.join(reasons)}",
+        code="E-RUNTIME-UNAVAILABLE",
         hint="see `compress doctor`, or add ort_cpu to --runtimes",
     )
 
@@ -114,10 +116,16 @@ def bench_files(
     """A report document of these artifacts' latency in the recipe's runtimes, on `host`; files are converted here."""
     for runtime in recipe.runtimes:
         if catalog.load("runtimes", runtime).module.FORMAT == "torch":
-            raise InputRejected(f"`{runtime}` reads networks, not ONNX files", hint="take ort_cpu or ort_cuda")
+            raise InputRejected(
+                f"`{runtime}` reads networks, not ONNX files",
+                code="E-RUNTIME-NETWORKS",
+                hint="take ort_cpu or ort_cuda",
+            )
     shapes = {a.input_shape for a in artifacts}
     if len(shapes) > 1:
-        raise InputRejected(f"the files take images of different shapes: {', '.join(map(str, sorted(shapes)))}")
+        raise InputRejected(
+            f"the files take images of different shapes: {', '.join(map(str, sorted(shapes)))}", code="E-INPUT-SHAPE"
+        )
     if synthetic:
         images, note = synthetic_images(artifacts[0].input_shape), "synthetic random images"
     else:
@@ -129,7 +137,7 @@ def bench_files(
         pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused, scenario=scenario, host=host,
     )  # fmt: skip
     if all(m.failure for m in measurements):
-        raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}")
+        raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}", code="E-RUNTIME-FAILED")
     return files.document(
         artifacts,
         [facts.measurement_facts(m, twin_of(m), scenario) for m in measurements],

@@ -16,13 +16,15 @@ def check(path: Path) -> None:
     try:
         state = path.stat()
     except OSError as error:
-        raise InputRejected(f"cannot open {path}: {error.strerror}", hint="check the path") from error
+        raise InputRejected(
+            f"cannot open {path}: {error.strerror}", code="E-FILE-READ", hint="check the path"
+        ) from error
     if not stat.S_ISREG(state.st_mode):
-        raise InputRejected(f"{path} is not a regular file", hint="name the .onnx file itself")
+        raise InputRejected(f"{path} is not a regular file", code="E-FILE-READ", hint="name the .onnx file itself")
     if state.st_size == 0:
-        raise InputRejected(f"{path} is empty (0 bytes)", hint="export it again")
+        raise InputRejected(f"{path} is empty (0 bytes)", code="E-FILE-READ", hint="export it again")
     if state.st_size > LARGEST_ONNX_BYTES:
-        raise InputRejected(f"{path} has {state.st_size} bytes; an ONNX file ends at 2 GiB")
+        raise InputRejected(f"{path} has {state.st_size} bytes; an ONNX file ends at 2 GiB", code="E-FILE-READ")
 
 
 def private_copy(artifact: Artifact, folder: Path) -> Path:
@@ -40,6 +42,7 @@ def private_copy(artifact: Artifact, folder: Path) -> Path:
     if found != artifact.digest:
         raise InputRejected(
             f"{artifact.path} is not the file of its manifest: sha256 {found[:12]}…, expected {artifact.digest[:12]}…",
+            code="E-RUN-CHANGED",
             hint="make the artifact again",
         )
     return copy
@@ -50,4 +53,4 @@ def rejected(path: Path, reason: str) -> InputRejected:
     hint = "export it again, or check the download"
     if "external data" in reason.lower():
         reason, hint = f"it refers to other files ({reason})", "save it again with its weights inside the file"
-    return InputRejected(f"{path} is not a usable model file: {reason}", hint=hint)
+    return InputRejected(f"{path} is not a usable model file: {reason}", code="E-ONNX-MALFORMED", hint=hint)

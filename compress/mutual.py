@@ -35,6 +35,7 @@ def refuse_stages(bound: tuple[distill.Bound, ...]) -> None:
         if one.stages:
             raise UsageError(
                 f"`{one.entry.name}` trains in stages of its own, which networks that learn together do not have",
+                code="E-PEER",
                 hint="take another --kd, or no --peer",
             )
 
@@ -45,6 +46,7 @@ def common_rate_factor(networks: tuple[Network, ...]) -> float:
     if len(factors) > 1:
         raise UsageError(
             "networks that learn together share one learning rate, and these want different ones",
+            code="E-PEER",
             hint="take a --peer of the student's kind, or --set optimizer=adamw",
         )
     return factors.pop()

@@ -104,7 +104,7 @@ def quantize(model: Any, param: Path, weights: Path) -> dict[str, Any]:
         parts.append(data)
     if left:
         names = ", ".join(layer.name for key in left for layer in known[key])
-        raise InputRejected(f"no layer of {param.name} has the weights of {names}", hint=_HINT)
+        raise InputRejected(f"no layer of {param.name} has the weights of {names}", code="E-NCNN-FORM", hint=_HINT)
     head = param.read_text().splitlines()[:2]
     param.write_text("\n".join([*head, *lines]) + "\n")
     weights.write_bytes(b"".join(parts))
@@ -170,7 +170,9 @@ def _levels(maker: Any, constants: dict[str, Any], axis: int) -> tuple[np.ndarra
     zero = constants[maker.input[2]].astype(np.int64) if len(maker.input) > 2 else np.zeros((), np.int64)
     along = next((a.i for a in maker.attribute if a.name == "axis"), 1) % levels.ndim
     if scale.size > 1 and along != axis:
-        raise InputRejected(f"{maker.name} has scales along axis {along}", hint="quantize along the output channels")
+        raise InputRejected(
+            f"{maker.name} has scales along axis {along}", code="E-QDQ-FORM", hint="quantize along the output channels"
+        )
     shape = [1] * levels.ndim
     shape[axis] = -1
     return levels - zero.reshape(shape), np.broadcast_to(scale.reshape(-1), levels.shape[axis]).copy()
@@ -183,19 +185,25 @@ def read(param: Path, weights: Path) -> list[NcnnLayer]:
     """
     lines, data = param.read_text().splitlines(), weights.read_bytes()
     if len(lines) < 2 or lines[0].strip() != "7767517":
-        raise InputRejected(f"{param} is no ncnn .param file", hint=_HINT)
+        raise InputRejected(f"{param} is no ncnn .param file", code="E-NCNN-FORM", hint=_HINT)
     layers, start = [], 0
     for line in (text for text in lines[2:] if text.strip()):
         kind, name, inputs, outputs, *rest = line.split()
         parameters = dict(entry.split("=", 1) for entry in rest[int(inputs) + int(outputs) :])
         if "." in kind:
-            raise InputRejected(f"pnnx left {kind} ({name}), which ncnn has not", hint="export the network without it")
+            raise InputRejected(
+                f"pnnx left {kind} ({name}), which ncnn has not",
+                code="E-NCNN-FORM",
+                hint="export the network without it",
+            )
         one = NcnnLayer(line=line.rstrip(), kind=kind, name=name, parameters=parameters, raw=b"")
         layers.append(_with_data(one, data, start))
         start += len(layers[-1].raw)
     if start != len(data):
         kinds = ", ".join(sorted({layer.kind for layer in layers} - set(_KEYS)))
-        raise InputRejected(f"{weights} holds weights of a layer that is not read here, one of {kinds}", hint=_HINT)
+        raise InputRejected(
+            f"{weights} holds weights of a layer that is not read here, one of {kinds}", code="E-NCNN-FORM", hint=_HINT
+        )
     return layers
 
 
@@ -211,7 +219,7 @@ def _with_data(layer: NcnnLayer, data: bytes, start: int) -> NcnnLayer:
     middle = start + 4 + 4 * count
     end = middle + (4 * channels if has_bias else 0)
     if data[start : start + 4] != _FLOAT_TAG or end > len(data) or layer.number("8"):
-        raise InputRejected(f"the weights of {layer.name} are not float32", hint=_HINT)
+        raise InputRejected(f"the weights of {layer.name} are not float32", code="E-NCNN-FORM", hint=_HINT)
     bias = np.frombuffer(data[middle:end], "<f4") if has_bias else None
     stored = np.frombuffer(data[start + 4 : middle], "<f4")
     return NcnnLayer(**{**vars(layer), "raw": data[start:end], "weights": stored, "bias": bias})
@@ -222,15 +230,21 @@ def _counterpart(one: NcnnLayer, known: dict[bytes, list[QdqLayer]], plain: set[
     key = one.weights.tobytes()  # type: ignore[union-attr]
     found = known.get(key, [])
     if found and key in plain:
-        raise InputRejected(f"{one.name} has the weights of a float layer and of {found[0].name}", hint=_HINT)
+        raise InputRejected(
+            f"{one.name} has the weights of a float layer and of {found[0].name}", code="E-NCNN-FORM", hint=_HINT
+        )
     if not found and key not in plain:
-        raise InputRejected(f"no layer of the ONNX file has the weights of {one.name}", hint=_HINT)
+        raise InputRejected(f"no layer of the ONNX file has the weights of {one.name}", code="E-NCNN-FORM", hint=_HINT)
     if len({_meaning(layer) for layer in found}) > 1:
         bias = None if one.bias is None else one.bias.tobytes()
         found = [layer for layer in found if (None if layer.bias is None else layer.bias.tobytes()) == bias]
     if key not in plain and len({_meaning(layer) for layer in found}) != 1:
         names = ", ".join(layer.name for layer in known[key])
-        raise InputRejected(f"{one.name} may be any of {names}: equal weights, other ranges", hint="keep them in float")
+        raise InputRejected(
+            f"{one.name} may be any of {names}: equal weights, other ranges",
+            code="E-NCNN-FORM",
+            hint="keep them in float",
+        )
     return found[0] if found else None
 
 

@@ -129,7 +129,9 @@ def load(folder: Path, plugins: tuple[Path, ...] = ()) -> Network:
         reshape(network, widths)
         network.contract = Contract(**fields, widths=widths)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputRejected(f"{folder / 'network.json'} does not describe a network: {error}") from error
+        raise InputRejected(
+            f"{folder / 'network.json'} does not describe a network: {error}", code="E-STORE-DAMAGED"
+        ) from error
     load_state(network, read_checkpoint(folder / "weights.safetensors"), folder / "weights.safetensors")
     return network.eval()
 
@@ -141,12 +143,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises InputRejected naming the file: missing, not a checkpoint, or a pickle that wants to run code.
     """
     if not path.is_file():
-        raise InputRejected(f"checkpoint {path} does not exist or is not a file")
+        raise InputRejected(f"checkpoint {path} does not exist or is not a file", code="E-FILE-READ")
     if path.suffix == ".safetensors":
         try:
             state: Any = load_safetensors_bytes(path.read_bytes())
         except SafetensorError as error:
-            raise InputRejected(f"checkpoint {path} is not a valid safetensors file: {error}") from error
+            raise InputRejected(
+                f"checkpoint {path} is not a valid safetensors file: {error}", code="E-CHECKPOINT-READ"
+            ) from error
     else:
         state = _read_torch_file(path)
     for key in ("state_dict", "model_state_dict", "model"):
@@ -154,7 +158,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             state = state[key]
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if not tensors:
-        raise InputRejected(f"checkpoint {path} holds no table of tensors", hint="save `model.state_dict()`")
+        raise InputRejected(
+            f"checkpoint {path} holds no table of tensors", code="E-CHECKPOINT-READ", hint="save `model.state_dict()`"
+        )
     return {_strip(key): value for key, value in tensors.items()}
 
 
@@ -165,11 +171,14 @@ def _read_torch_file(path: Path) -> Any:
         raise InputRejected(
             f"checkpoint {path} was refused: it is damaged, or holds Python objects that would run code when read "
             "(only tensors in plain containers are read)",
+            code="E-CHECKPOINT-PICKLE",
             hint="save only `model.state_dict()`, or convert the file to safetensors where you trust it",
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, TypeError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputRejected(f"checkpoint {path} is not a readable torch file: {reason}") from error
+        raise InputRejected(
+            f"checkpoint {path} is not a readable torch file: {reason}", code="E-CHECKPOINT-READ"
+        ) from error
 
 
 def _strip(key: str) -> str:
@@ -207,11 +216,12 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> None:
         raise InputRejected(
             f"checkpoint {path} does not fit `{network.contract.spec}` with {len(network.contract.class_names)} "
             f"classes: keys " + "; ".join(parts),
+            code="E-CHECKPOINT-KEYS",
             hint=_mismatch_hint(wrong, missing, extra),
         )
     bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        raise InputRejected(f"checkpoint {path} holds NaN or infinite values in {_some(bad)}")
+        raise InputRejected(f"checkpoint {path} holds NaN or infinite values in {_some(bad)}", code="E-CHECKPOINT-NAN")
     target.load_state_dict(state, strict=False)
 
 

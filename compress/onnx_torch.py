@@ -101,11 +101,17 @@ class _Node:
         self.settings = _SETTINGS.get(node.op_type, len(node.input))
         self.attributes |= {"num_outputs": len(node.output)} if node.op_type == "Split" else {}
         if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATORS:
-            raise InputRejected(f"the operator {node.op_type} has no counterpart in torch here", hint=_HINT)
+            raise InputRejected(
+                f"the operator {node.op_type} has no counterpart in torch here", code="E-ONNX-OPERATOR", hint=_HINT
+            )
         if self.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-            raise InputRejected(f"auto_pad={self.attributes['auto_pad'].decode()} is not read here", hint=_HINT)
+            raise InputRejected(
+                f"auto_pad={self.attributes['auto_pad'].decode()} is not read here", code="E-ONNX-OPERATOR", hint=_HINT
+            )
         if node.op_type in _WINDOWED and len(self.attributes.get("kernel_shape", (1, 1))) != 2:
-            raise InputRejected(f"{node.op_type} of other than two dimensions is not read here", hint=_HINT)
+            raise InputRejected(
+                f"{node.op_type} of other than two dimensions is not read here", code="E-ONNX-OPERATOR", hint=_HINT
+            )
 
     def constant(self, values: dict[str, Tensor]) -> bool:
         return all(name in values for name in self.inputs if name)
@@ -150,7 +156,11 @@ def _max_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
 def _average_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
     pads, counts = attributes.get("pads", [0] * 4), bool(attributes.get("count_include_pad", 0))
     if pads[:2] != pads[2:]:
-        raise InputRejected("an AveragePool with other pads on both sides is not read here", hint="export without")
+        raise InputRejected(
+            "an AveragePool with other pads on both sides is not read here",
+            code="E-ONNX-OPERATOR",
+            hint="export without",
+        )
     return F.avg_pool2d(
         x, attributes["kernel_shape"], attributes.get("strides", [1, 1]), pads[:2],
         ceil_mode=bool(attributes.get("ceil_mode", 0)), count_include_pad=counts,
@@ -159,7 +169,9 @@ def _average_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
 
 def _quantize(attributes: dict[str, Any], x: Tensor, scale: Any, zero: Any = None) -> Tensor:
     if scale.size > 1:
-        raise InputRejected("activations with a scale per channel are not read here", hint="take one scale a tensor")
+        raise InputRejected(
+            "activations with a scale per channel are not read here", code="E-QDQ-FORM", hint="take one scale a tensor"
+        )
     limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
     offset = 0 if zero is None else int(zero)
     return _Rounded.apply(x, float(scale), limits.min - offset, limits.max - offset)  # type: ignore[no-any-return]
@@ -226,7 +238,9 @@ def _slice(attributes: dict[str, Any], x: Tensor, starts: Any, ends: Any, *rest:
 
 def _pad(attributes: dict[str, Any], x: Tensor, pads: Any, value: Any = None, *axes: Any) -> Tensor:
     if axes or attributes.get("mode", b"constant") != b"constant":
-        raise InputRejected("only a Pad of all axes by a constant is read here", hint="export with such a one")
+        raise InputRejected(
+            "only a Pad of all axes by a constant is read here", code="E-ONNX-OPERATOR", hint="export with such a one"
+        )
     sides, half = pads.tolist(), x.dim()
     both = [side for i in reversed(range(half)) for side in (sides[i], sides[half + i])]
     return F.pad(x, both, value=0.0 if value is None else float(value))
@@ -257,7 +271,7 @@ def _softmax(attributes: dict[str, Any], x: Tensor) -> Tensor:
 
 def _arg_max(attributes: dict[str, Any], x: Tensor) -> Tensor:
     if attributes.get("select_last_index"):
-        raise InputRejected("ArgMax that takes the last of equals is not read here", hint=_HINT)
+        raise InputRejected("ArgMax that takes the last of equals is not read here", code="E-ONNX-OPERATOR", hint=_HINT)
     return x.argmax(attributes.get("axis", 0), bool(attributes.get("keepdims", 1)))
 
 

@@ -38,7 +38,9 @@ def round_medians(job: Job, store: Store, artifacts: list[Artifact], runtime: st
     )  # fmt: skip
     failed = next((m for m in measurements if m.failure), None)
     if failed:
-        raise Unmeasurable(f"{failed.artifact} could not be measured in {runtime}: {failed.failure}")
+        raise Unmeasurable(
+            f"{failed.artifact} could not be measured in {runtime}: {failed.failure}", code="E-RUNTIME-FAILED"
+        )
     return {
         m.artifact + (measuring.TWIN if measuring.twin_of(m) else ""): [
             float(np.median(visit["samples_ns"])) for visit in sorted(m.visits, key=lambda visit: visit["round"])

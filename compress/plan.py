@@ -92,20 +92,31 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
     """`--data` as a catalogue spec: a name stays, anything that looks like a path becomes `folder:path=…`."""
     name = recipe.data.partition(":")[0]
     if name == "folder" and "lacks=" in recipe.data:
-        raise UsageError("the knob `lacks` of a folder is set by --transfer-lacks", hint="give that instead")
+        raise UsageError(
+            "the knob `lacks` of a folder is set by --transfer-lacks",
+            code="E-OPTION-CONFLICT",
+            hint="give that instead",
+        )
     if name in catalog.names("data", plugins):
         if recipe.image_size and name != "folder":
-            raise UsageError(f"`image_size` is for folders of images; `{name}` has its own size")
+            raise UsageError(
+                f"`image_size` is for folders of images; `{name}` has its own size", code="E-OPTION-CONFLICT"
+            )
         size = f",size={recipe.image_size}" if recipe.image_size else ""
         return recipe.data + size + (_lacks(recipe) if name == "folder" else "")
     path = Path(recipe.data).expanduser()
     if path.exists() or os.sep in recipe.data:
         if "," in recipe.data:
-            raise UsageError(f"the path {recipe.data} holds a comma, which separates knobs", hint="rename the folder")
+            raise UsageError(
+                f"the path {recipe.data} holds a comma, which separates knobs",
+                code="E-OPTION-VALUE",
+                hint="rename the folder",
+            )
         return f"folder:path={recipe.data},size={recipe.image_size}{_lacks(recipe)}"
     error = unknown("data set", name, catalog.names("data", plugins))
     raise UsageError(
         f"{error.message}; and there is no folder {recipe.data}",
+        code="E-NAME-UNKNOWN",
         hint=error.hint or "give a name, or the path of a folder DIR/{train,val,test}/CLASS/*",
     )
 
@@ -129,6 +140,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     if recipe.width and not hasattr(student.config, "width"):
         raise UsageError(
             f"--width: `{student.name}` has no width multiplier",
+            code="E-OPTION-CONFLICT",
             hint="leave --width away, or --width 0 over a recipe's",
         )
     methods = tuple(catalog.load("methods", spec, plugins) for spec in recipe.kd)
@@ -191,6 +203,7 @@ def _refuse_leaked_images(splits: Splits) -> None:
         raise InputRejected(
             f"{leaked} of the {len(splits.calibrate.labels)} train images that would calibrate int8 are also in the "
             "test set, pixel for pixel: its accuracy there would not be that on new images",
+            code="E-DATA-LEAK",
             hint="take the copies out of train or out of test; another --seed draws other images to calibrate with",
         )
 
@@ -215,13 +228,18 @@ def _pruner(recipe: Recipe, plugins: tuple[Path, ...]) -> Entry | None:
     if hasattr(entry.module, "masks") and kind != "channels":
         raise UsageError(
             f"--prune {recipe.prune}: `{entry.name}` sets single weights to zero, which leaves {kind} as they are",
+            code="E-PRUNE-PRUNER",
             hint="give the part of the weights, as in --prune 0.8, or take --pruner magnitude",
         )
     if hasattr(entry.module, "masks") and (recipe.prune_scope, recipe.prune_round_to) != ("global", 0):
-        raise UsageError(f"prune_scope and prune_round_to are for channels: `{entry.name}` looks at single weights")
+        raise UsageError(
+            f"prune_scope and prune_round_to are for channels: `{entry.name}` looks at single weights",
+            code="E-PRUNE-PRUNER",
+        )
     if kind == "latency" and recipe.prune_steps > 1:
         raise UsageError(
             f"--prune {recipe.prune}: a latency is searched in one step, prune_steps is {recipe.prune_steps}",
+            code="E-PRUNE-PRUNER",
             hint="take --set prune_steps=1, or --prune macs=0.5",
         )
     if hasattr(entry.module, "check"):
@@ -229,6 +247,7 @@ def _pruner(recipe: Recipe, plugins: tuple[Path, ...]) -> Entry | None:
     if not hasattr(entry.module, "masks") and kind == "channels" and value > MOST_OF_A_LAYER:
         raise UsageError(
             f"--prune {recipe.prune} would leave layers empty: at least {1 - MOST_OF_A_LAYER:.0%} of each layer stays",
+            code="E-PRUNE-VALUE",
             hint=f"prune at most {MOST_OF_A_LAYER:g}, or take a smaller --width",
         )
     return entry
@@ -242,11 +261,13 @@ def _check_classes(recipe: Recipe, splits: Splits, teachers: tuple[TeacherPlan, 
         if any(teacher.file is None for teacher in teachers) and not (splits.train.labels == label).any():
             raise InputRejected(
                 f"train has no images of the class `{name}`, so a teacher that is trained here would not know it",
+                code="E-TRANSFER-IMAGES",
                 hint="name one that does, with --teacher-checkpoint, or an ONNX file with --teacher",
             )
         if not (splits.select.labels == label).any():
             raise InputRejected(
                 f"there is no image of the class `{name}` to choose the correction of its bias by: select has none",
+                code="E-TRANSFER-IMAGES",
                 hint="give the folder both val (for choices) and test (for the report), with images of all classes",
             )
 
@@ -265,7 +286,9 @@ def _device(asked: str) -> str:
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device here", hint="leave --device away, or use cpu")
+        raise UsageError(
+            "--device cuda: torch sees no CUDA device here", code="E-DEVICE", hint="leave --device away, or use cpu"
+        )
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return asked

@@ -54,5 +54,8 @@ def settings(runtime: str, store: Store, threads: int) -> dict[str, Any]:
         got, facts = bench.answers_and_facts(made, runtime, images, threads=threads, scratch=work)
     difference = float(np.abs(got - expected).max() / np.ptp(expected))
     if not difference <= TOLERANCE_OF_SPREAD:
-        raise CompressError(f"{runtime} answers wrongly: a difference of {difference:.1e} of the logits' spread")
+        raise CompressError(
+            f"{runtime} answers wrongly: a difference of {difference:.1e} of the logits' spread",
+            code="E-ANSWERS-DIFFER",
+        )
     return facts["effective"]

@@ -54,7 +54,11 @@ def prunable(network: Network) -> Prunable:
     if not families:
         name = network.contract.spec.partition(":")[0]
         why = "; ".join(f"{layer}: {reason}" for layer, reason in list(stays.items())[:2])
-        raise UsageError(f"`{name}` has no channels to prune" + f" ({why})" * bool(why), hint="leave --prune away")
+        raise UsageError(
+            f"`{name}` has no channels to prune" + f" ({why})" * bool(why),
+            code="E-PRUNE-IMPOSSIBLE",
+            hint="leave --prune away",
+        )
     return Prunable(network=network, families=tuple(families), stays=stays)
 
 
@@ -66,6 +70,7 @@ def rank(found: Prunable, pruner: Entry, samples: Samples | None = None) -> Rank
     if not any(torch.isfinite(s).all() for s in scores):
         raise UsageError(
             f"`{pruner.name}` finds nothing in `{found.network.contract.spec}` to rank its channels by",
+            code="E-PRUNE-IMPOSSIBLE",
             hint="take --pruner magnitude",
         )
     return Ranking(network=found.network, families=found.families, stays=found.stays, scores=tuple(scores))
@@ -176,13 +181,16 @@ def cut(ranking: Ranking, chosen: Chosen, *, round_to: int, plugins: tuple[Path,
         raise UsageError(
             f"pruning `{spec}` this way removes nothing: its layers are so narrow (the widest that can be pruned has "
             f"{widest} channels) that rounding to multiples of {round_to} gives every channel back",
+            code="E-PRUNE-UNREACHABLE",
             hint="prune more, take a smaller prune_round_to, or a smaller --width instead",
         )
     example = torch.rand(2, *network.contract.input_shape, generator=torch.Generator().manual_seed(0))
     refusal = cutting.refusal(network, joined(ranking, chosen), example)
     if refusal:
         raise UsageError(
-            f"`{spec}` cannot be pruned this way: {refusal}", hint="take another ratio, or prune_scope=uniform"
+            f"`{spec}` cannot be pruned this way: {refusal}",
+            code="E-PRUNE-IMPOSSIBLE",
+            hint="take another ratio, or prune_scope=uniform",
         )
     smaller = without(ranking, chosen)
     dense = net.shapes(network)
@@ -214,6 +222,7 @@ def ratio_for(cost: Callable[[Network], float], ranking: Ranking, share: float, 
         raise UsageError(
             f"no ratio leaves {share:.0%} of the multiply-accumulates of `{ranking.network.contract.spec}`: the most "
             f"that can be removed leaves {best:.1%}",
+            code="E-PRUNE-UNREACHABLE",
             hint=f"ask for more, for example --prune macs={math.ceil(best * 100) / 100:g}, or take a smaller student",
         )
     for _ in range(SEARCH_STEPS):
@@ -251,4 +260,6 @@ def _check_reloads(network: Network, example: Tensor, plugins: tuple[Path, ...])
     with torch.no_grad():
         same = torch.equal(twin.eval()(example), network.eval()(example))
     if not same:
-        raise CompressError(f"the pruned `{contract.spec}` does not reload from its recorded widths")
+        raise CompressError(
+            f"the pruned `{contract.spec}` does not reload from its recorded widths", code="E-ANSWERS-CHANGED"
+        )

@@ -198,6 +198,7 @@ def _unreachable(share: float, best: dict[str, Any]) -> UsageError:
     return UsageError(
         f"no ratio leaves {share:.0%} of the latency: the best was {best['share']:.0%} "
         f"({best['low']:.0%} to {best['high']:.0%}), with {best['ratio']:.0%} of the channels gone",
+        code="E-PRUNE-UNREACHABLE",
         hint=f"{within}take a smaller student",
     )
 

@@ -70,10 +70,14 @@ def prepare(found: Places) -> None:
                 _aside(folder).rename(folder)
         except OSError as error:
             raise CompressError(
-                f"cannot make the output folder {above}: {error.strerror}", hint="name a writable folder with --out"
+                f"cannot make the output folder {above}: {error.strerror}",
+                code="E-WRITE",
+                hint="name a writable folder with --out",
             ) from error
         if not os.access(above, os.W_OK):
-            raise CompressError(f"the output folder {above} is not writable", hint="name a writable folder with --out")
+            raise CompressError(
+                f"the output folder {above} is not writable", code="E-WRITE", hint="name a writable folder with --out"
+            )
 
 
 def refuse_second(found: Places) -> Callable[[str], None]:
@@ -82,6 +86,7 @@ def refuse_second(found: Places) -> Callable[[str], None]:
     def refuse(who: str) -> None:
         raise CompressError(
             f"{who} is already writing into {found.models}",
+            code="E-RUN-BUSY",
             hint="wait for it, or give this run a name of its own with --set name=NAME",
         )
 

@@ -26,5 +26,6 @@ def check(config: Training) -> None:
     if config.qat_share and not config.ce_weight + config.parent_weight + config.teacher_weight:
         raise UsageError(
             "nothing teaches int8: ce_weight, parent_weight and teacher_weight are all 0",
+            code="E-OPTION-CONFLICT",
             hint="leave parent_weight at 1",
         )

@@ -83,18 +83,22 @@ def _refuse(found: Artifact, recipe: Recipe) -> None:
     marks = sorted({node.op_type for node in model.graph.node} & set(QUANTIZED_OPERATORS))
     if found.precision != "float32" or marks:
         raise InputRejected(
-            f"{path} is quantized already ({', '.join(marks) or found.precision})", hint="start from the float file"
+            f"{path} is quantized already ({', '.join(marks) or found.precision})",
+            code="E-ONNX-QUANTIZED",
+            hint="start from the float file",
         )
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < LEAST_OPSET:
         raise InputRejected(
             f"{path} has opset {opset}; a scale for each channel of a weight needs {LEAST_OPSET}",
+            code="E-ONNX-OPSET",
             hint=f"export it anew, or convert it: onnx.version_converter.convert_version(model, {LEAST_OPSET})",
         )
     if not any(recipe.teacher_mean) and not {entry.key for entry in model.metadata_props} & set(PREPROCESSING_KEYS):
         channels = found.input_shape[0]
         raise UsageError(
             f"{path} does not say how its images are normalised",
+            code="E-NORMALISATION",
             hint="name --mean and --std of the images in [0,1]; where it takes those as they are: "
             f"--mean {','.join('0' * channels)} --std {','.join('1' * channels)}",
         )

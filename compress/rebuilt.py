@@ -51,6 +51,7 @@ class Rebuilt(Graph):
         if zero.any():
             raise InputRejected(
                 f"the weight {node.inputs[0]} has zero points other than 0, which this runtime's kernels do not take",
+                code="E-QDQ-FORM",
                 hint="quantize it with `--quantize int8`, whose weights are symmetric",
             )
         if levels.dim() > 1 and scale.size == 1:
@@ -95,7 +96,9 @@ class Rebuilt(Graph):
         if node.kind in ("QuantizeLinear", "DequantizeLinear"):
             scale, zero = self._scheme(node)
             if scale.size > 1:
-                raise InputRejected("activations with a scale per channel are not read here", hint="quantize it anew")
+                raise InputRejected(
+                    "activations with a scale per channel are not read here", code="E-QDQ-FORM", hint="quantize it anew"
+                )
             of = quantized.quantize_per_tensor if node.kind == "QuantizeLinear" else quantized.dequantize_per_tensor
             return (of(inputs[0], float(scale), int(zero), LOW, HIGH, torch.int8),)
         return super().run(node, inputs)

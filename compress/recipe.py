@@ -133,24 +133,34 @@ class Recipe:
         for key in ("teacher", "kd", "pairing", "runtimes", "threads"):
             items = getattr(self, key)
             if not items or "" in items:
-                raise UsageError(f"`{key}` in the recipe is empty: at least one is needed")
+                raise UsageError(f"`{key}` in the recipe is empty: at least one is needed", code="E-KNOB-RANGE")
             if key in ("runtimes", "threads") and len(set(items)) < len(items):
-                raise UsageError(f"`{key}` in the recipe names something twice: {', '.join(items)}")
+                raise UsageError(
+                    f"`{key}` in the recipe names something twice: {', '.join(items)}", code="E-KNOB-RANGE"
+                )
         self._check_screening()
         if self.refine and not self.generations:
-            raise UsageError("`refine` needs `generations`: the most that there may be", hint="add --set generations=2")
+            raise UsageError(
+                "`refine` needs `generations`: the most that there may be",
+                code="E-OPTION-CONFLICT",
+                hint="add --set generations=2",
+            )
         for number in self.threads:
             if not number.isdigit() or not 1 <= int(number) <= 1024:
-                raise UsageError(f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`")
+                raise UsageError(
+                    f"`threads` in the recipe must be whole numbers from 1 to 1024, got `{number}`", code="E-KNOB-RANGE"
+                )
         if self.pairing not in (("stride",), ("index",)) and any(text.count("=") != 1 for text in self.pairing):
             raise UsageError(
                 "`pairing` in the recipe must be `stride`, `index` or pairs STUDENT_MODULE=TEACHER_MODULE, got "
                 f"`{';'.join(self.pairing)}`",
+                code="E-PAIRING",
                 hint="for example --set 'pairing=body.features.6=body.layer2;body.features.13=body.layer3'",
             )
         if "=" in self.pairing[0] and (self.assistant or self.peer):
             raise UsageError(
                 "`pairing` by names is of one student and one teacher, not of assistants or peers",
+                code="E-PAIRING",
                 hint="take --set pairing=stride",
             )
         parse_prune(self.prune)
@@ -158,10 +168,15 @@ class Recipe:
             for text in getattr(self, key):
                 parse_channels(text, key)
         if [bool(text) for text in self.teacher_mean] != [bool(text) for text in self.teacher_std]:
-            raise UsageError("`teacher_mean` and `teacher_std` belong together: give both or none")
+            raise UsageError(
+                "`teacher_mean` and `teacher_std` belong together: give both or none", code="E-OPTION-CONFLICT"
+            )
         for text in self.teacher_size:
             if text and not (text.isdigit() and 1 <= int(text) <= 1024):
-                raise UsageError(f"`teacher_size` in the recipe must be whole numbers from 1 to 1024, got `{text}`")
+                raise UsageError(
+                    f"`teacher_size` in the recipe must be whole numbers from 1 to 1024, got `{text}`",
+                    code="E-KNOB-RANGE",
+                )
 
     def _check_screening(self) -> None:
         if self.max_latency:
@@ -171,11 +186,13 @@ class Recipe:
         if self.student == AUTO and self.width:
             raise UsageError(
                 "--width is of one student, and --student auto chooses among several",
+                code="E-OPTION-CONFLICT",
                 hint="leave --width away: the candidates have widths of their own, see `compress list nets --input`",
             )
         if self.screen_epochs and self.student != AUTO:
             raise UsageError(
                 f"`screen_epochs` tries candidates, and the student is given: `{self.student}`",
+                code="E-OPTION-CONFLICT",
                 hint="add --student auto, or leave --screen-epochs away",
             )
 
@@ -205,13 +222,18 @@ def parse_prune(text: str) -> tuple[str, float] | None:
     if not text:
         return None
     if kind not in ("channels", "macs", "latency"):
-        raise UsageError(f"`prune`: `{kind}` in `{text}` is no target", hint="take 0.5, macs=0.5 or latency=0.6")
+        raise UsageError(
+            f"`prune`: `{kind}` in `{text}` is no target",
+            code="E-PRUNE-VALUE",
+            hint="take 0.5, macs=0.5 or latency=0.6",
+        )
     value = config.convert(float, number, f"`prune` in `{text}`")
     if value == 0 and kind == "channels":
         return None
     if not 0 < value < 1:
         raise UsageError(
             f"`prune` must lie between 0 and 1, got `{text}`",
+            code="E-PRUNE-VALUE",
             hint="0.5 removes half of the channels; macs=0.5 and latency=0.6 keep that part",
         )
     return kind, value
@@ -221,9 +243,9 @@ def parse_channels(text: str, key: str) -> tuple[float, ...]:
     """`.485,.456,.406` (commas or spaces) as numbers; empty text gives ()."""
     values = tuple(config.convert(float, part, f"`{key}`") for part in text.replace(",", " ").split())
     if len(values) not in (0, 1, 3):
-        raise UsageError(f"`{key}` needs one value a channel (1 or 3), got {len(values)}")
+        raise UsageError(f"`{key}` needs one value a channel (1 or 3), got {len(values)}", code="E-CHANNEL-VALUES")
     if key == "teacher_std" and any(v <= 0 for v in values):
-        raise UsageError(f"`{key}` must be positive, got {text}")
+        raise UsageError(f"`{key}` must be positive, got {text}", code="E-CHANNEL-VALUES")
     return values
 
 
@@ -232,9 +254,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputRejected(f"cannot read the recipe {path}: {error.strerror}") from error
+        raise InputRejected(f"cannot read the recipe {path}: {error.strerror}", code="E-FILE-READ") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputRejected(f"the recipe {path} is not valid TOML: {error}") from error
+        raise InputRejected(f"the recipe {path} is not valid TOML: {error}", code="E-RECIPE-TOML") from error
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -77,5 +77,6 @@ def _refuse_single_images(job: Job, network: Network, label: str) -> None:
     except ValueError as error:
         raise UsageError(
             f"`{label}` cannot be trained with one image a step: its BatchNorm would see one value of each channel",
+            code="E-BATCH-SIZE",
             hint="--set batch_size=2, or more",
         ) from error

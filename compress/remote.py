@@ -54,18 +54,20 @@ def address_of(text: str) -> Address:
     hint = "for example ssh://pi@board.local, or ssh://pi@board.local:2222/home/pi/venv/bin/python"
     parts = urlsplit(text)
     if parts.scheme != "ssh" or parts.query or parts.fragment or parts.password is not None:
-        raise UsageError(f"--on takes ssh://USER@HOST, got `{text}`", hint=hint)
+        raise UsageError(f"--on takes ssh://USER@HOST, got `{text}`", code="E-ADDRESS", hint=hint)
     try:
         port = parts.port or 0
     except ValueError:
-        raise UsageError(f"--on: the port of `{text}` is not a number below 65,536", hint=hint) from None
+        raise UsageError(
+            f"--on: the port of `{text}` is not a number below 65,536", code="E-ADDRESS", hint=hint
+        ) from None
     user, _, host = parts.netloc.rpartition("@")
     host = re.sub(r":\d*$", "", host).strip("[]")
     # nothing that ssh would take for an option, or a shell for its own
     allowed = {"user": (user, r"(?:\w[\w.-]*)?"), "host": (host, r"\w[\w.-]*|[\da-fA-F:]+(?:%\w+)?")}
     for what, (value, pattern) in allowed.items():
         if not re.fullmatch(pattern, value, re.ASCII):
-            raise UsageError(f"--on: `{value}` is no name of a {what} that ssh takes", hint=hint)
+            raise UsageError(f"--on: `{value}` is no name of a {what} that ssh takes", code="E-ADDRESS", hint=hint)
     python = unquote(parts.path) if parts.path.strip("/") else "python3"
     return Address(destination=f"{user}@{host}" if user else host, port=port, python=python)
 
@@ -103,7 +105,9 @@ class Remote:
                 start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError as error:
-            raise Unmeasurable(f"there is no `{command[0]}` on this machine", hint="install an ssh client") from error
+            raise Unmeasurable(
+                f"there is no `{command[0]}` on this machine", code="E-REMOTE", hint="install an ssh client"
+            ) from error
         try:
             source = Path(agent.__file__).read_bytes()
             self._write(b"%d\n" % len(source) + source)
@@ -116,7 +120,9 @@ class Remote:
         except ChildFailed as failure:
             self.close()
             hint = f"does `ssh {address.destination}` reach it without a password, and is `{address.python}` there?"
-            raise Unmeasurable(f"cannot work on {address.destination}: {failure}", hint=hint) from failure
+            raise Unmeasurable(
+                f"cannot work on {address.destination}: {failure}", code="E-REMOTE", hint=hint
+            ) from failure
 
     def close(self) -> None:
         """Ends the connection; the far side sees that and cleans up after itself."""
@@ -145,7 +151,7 @@ class Remote:
         try:
             found = self._call("capture", {}, 0.0)
         except ChildFailed as failure:
-            raise Unmeasurable(f"{self.address.destination}: {failure}") from failure
+            raise Unmeasurable(f"{self.address.destination}: {failure}", code="E-REMOTE") from failure
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
         return Environment(**fields)
 

@@ -79,9 +79,9 @@ def _accuracy(
     row |= {"n": 0, **dict.fromkeys(("correct", "top5_correct", "teacher_only", "this_only", "agree"))}
     try:
         if (stage, runtime) in failures:
-            raise Unmeasurable(failures[stage, runtime])
+            raise Unmeasurable(failures[stage, runtime], code="E-RUNTIME-FAILED")
         if not load_entry("runtimes", runtime, job.plugins).module.TOLERANCE:
-            raise Unmeasurable(f"{runtime} answers nothing")
+            raise Unmeasurable(f"{runtime} answers nothing", code="E-RUNTIME-FORMAT")
         logits = artifact_steps.answers_step(job, store, offer.artifact, runtime, job.splits.report)
         base = artifact_steps.answers_step(job, store, *teacher, job.splits.report)
         row |= evaluate.counts(logits, job.splits.report.labels, base)

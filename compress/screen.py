@@ -42,7 +42,9 @@ def resolve(
         return recipe, None
     specs = [spec for of_net in catalog.candidates(plugins).values() for spec in of_net or ()]
     if not specs:
-        raise UsageError("--student auto: no network declares CANDIDATES", hint="name the student")
+        raise UsageError(
+            "--student auto: no network declares CANDIDATES", code="E-AUTO-CANDIDATES", hint="name the student"
+        )
     entries = {e.label: e for e in (catalog.load("nets", spec, plugins) for spec in dict.fromkeys(specs))}
     job = plan.make(_with(recipe, next(iter(entries.values()))), splits, plugins)
     limits = limits_of(recipe)
@@ -204,7 +206,9 @@ def _trial(job: Job, store: Store, entry: Entry, epochs: int) -> int:
 def _nothing_fits(found: list[Candidate], limits: Limits, place: Place) -> InputRejected:
     reasons = [line for c in found if c.out == choice.CANNOT for line in textwrap.wrap(f"{c.label}: {c.reason}", 78)]
     if not any(c.macs for c in found):
-        return InputRejected("--student auto: no candidate can be built for these images:\n" + "\n".join(reasons))
+        return InputRejected(
+            "--student auto: no candidate can be built for these images:\n" + "\n".join(reasons), code="E-AUTO-NONE"
+        )
     table = "\n".join(f"  {line}" for line in [*choice.frontier_table(found, place), *reasons])
     asked = choice.limit_words(limits) or "what the recipe asks"
     untimed = sum(c.out == choice.TOO_LARGE for c in found)
@@ -212,5 +216,6 @@ def _nothing_fits(found: list[Candidate], limits: Limits, place: Place) -> Input
     return InputRejected(
         f"--student auto: none of {len(found)} candidates keeps to {asked}, {place.words()}{rest}. The best trades of "
         f"latency, bytes and MACs that were seen:\n{table}",
+        code="E-AUTO-NONE",
         hint="allow what one of these needs" + ("" if place.precision == "int8" else ", or take --quantize int8"),
     )

@@ -19,12 +19,16 @@ def thin(network: Network, pruner: Entry, ratio: float, samples: Samples | None 
     if fuse.has_branches(network):
         raise CompressError(
             f"`{network.contract.spec.partition(':')[0]}` is merged before export, which fills single zeros again",
+            code="E-PRUNE-NETWORK",
             hint="take a pruner of channels, such as --pruner magnitude",
         )
     thinned = copy.deepcopy(network).cpu().eval()
     saliency = pruner.module.saliency(pruner.config, thinned, samples)
     if not saliency:
-        raise CompressError(f"`{pruner.name}` finds no weights in `{network.contract.spec}` that it could set to zero")
+        raise CompressError(
+            f"`{pruner.name}` finds no weights in `{network.contract.spec}` that it could set to zero",
+            code="E-PRUNE-NETWORK",
+        )
     parameters = dict(thinned.named_parameters())
     with torch.no_grad():
         for name, kept in pruner.module.masks(pruner.config, saliency, ratio).items():

@@ -69,6 +69,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         free_mb = shutil.disk_usage(existing).free // 2**20
         raise CompressError(
             f"could not write {path}: {error.strerror or error} ({free_mb} MB free); what was there is untouched",
+            code="E-WRITE",
             hint="free some space, or name another place with --out or COMPRESS_STORE",
         ) from error
 
@@ -83,7 +84,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputRejected(f"cannot read {path}: {error}") from error
+        raise InputRejected(f"cannot read {path}: {error}", code="E-FILE-READ") from error
 
 
 @contextmanager
@@ -131,7 +132,9 @@ class Store:
             (root / "steps").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CompressError(
-                f"cannot make the store at {root}: {error.strerror}", hint="set COMPRESS_STORE to a writable folder"
+                f"cannot make the store at {root}: {error.strerror}",
+                code="E-WRITE",
+                hint="set COMPRESS_STORE to a writable folder",
             ) from error
         return Store(root)
 
@@ -291,5 +294,5 @@ def limit_bytes() -> int:
     except ValueError:
         gigabytes = -1.0
     if not 0 < gigabytes < float("inf"):
-        raise UsageError(f"COMPRESS_STORE_GB must be a positive number, got `{text}`")
+        raise UsageError(f"COMPRESS_STORE_GB must be a positive number, got `{text}`", code="E-OPTION-VALUE")
     return int(gigabytes * 1e9)

@@ -100,7 +100,9 @@ def probe(network: nn.Module, input_shape: tuple[int, int, int]) -> Probe:
         size = "×".join(map(str, input_shape))
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"this network cannot take images of {size}: {reason}", hint="take another network, or larger images"
+            f"this network cannot take images of {size}: {reason}",
+            code="E-NET-IMAGES",
+            hint="take another network, or larger images",
         ) from error
     finally:
         network.train(training)
@@ -229,9 +231,14 @@ def _named(student: Probe, teacher: Probe, pairing: tuple[str, ...]) -> Pairs:
         # signals are told apart by their strides
         twice = next((stride for stride in strides if strides.count(stride) > 1), 0)
         if twice:
-            raise UsageError(f"`pairing` names stride {twice} of the {side} twice: one map a stride can be read")
+            raise UsageError(
+                f"`pairing` names stride {twice} of the {side} twice: one map a stride can be read", code="E-PAIRING"
+            )
         if (orders := [taps[number].order for taps in pairs]) != sorted(orders):
-            raise UsageError("`pairing` crosses: a deeper map of one side is paired with a shallower one of the other")
+            raise UsageError(
+                "`pairing` crosses: a deeper map of one side is paired with a shallower one of the other",
+                code="E-PAIRING",
+            )
     return tuple(pairs)
 
 
@@ -281,7 +288,9 @@ class Tapped:
             self._handles.append(module.register_forward_hook(self._reader(tap, stop)))
         if pooled:
             if not probed.classifier:
-                raise CompressError(f"`{type(network).__name__}` has no linear layer, so no pooled embedding to read")
+                raise CompressError(
+                    f"`{type(network).__name__}` has no linear layer, so no pooled embedding to read", code="E-NET-READ"
+                )
             layer = network.get_submodule(probed.classifier)
             self._handles.append(layer.register_forward_pre_hook(self._read_pooled))
 
@@ -309,7 +318,8 @@ class Tapped:
         for stride, (value, version) in self._maps.items():
             if value._version != version:
                 raise CompressError(
-                    f"the map at stride {stride} was changed in place after it was read: tap a later layer"
+                    f"the map at stride {stride} was changed in place after it was read: tap a later layer",
+                    code="E-NET-READ",
                 )
         return Signals(
             logits=None if logits is None else logits.float(),

@@ -58,6 +58,7 @@ def _for_each(recipe: Recipe, key: str, count: int, *, shared: bool) -> tuple[st
     if len(values) != count:
         raise UsageError(
             f"`{key}` is given {len(values)} times, there are {count} teachers",
+            code="E-TEACHER-COUNT",
             hint="give it once for each teacher, in their order; an empty value for one that has none",
         )
     return values
@@ -70,17 +71,22 @@ def _one(
     mean, std = _channels(statistics[0], "teacher_mean", channels), _channels(statistics[1], "teacher_std", channels)
     if spec.endswith(".onnx"):
         if file or size:
-            raise UsageError(f"the teacher {spec} is an ONNX file: it has no checkpoint and its own size")
+            raise UsageError(
+                f"the teacher {spec} is an ONNX file: it has no checkpoint and its own size", code="E-OPTION-CONFLICT"
+            )
         return TeacherPlan(entry=None, file=_existing(spec, "the teacher"), mean=mean, std=std, size=0)
     if spec == "auto":
         if file:
             raise UsageError(
-                "--teacher-checkpoint needs --teacher: which network is it?", hint="for example --teacher resnet56"
+                "--teacher-checkpoint needs --teacher: which network is it?",
+                code="E-OPTION-CONFLICT",
+                hint="for example --teacher resnet56",
             )
         spec = next(name for limit, name in BY_SIZE if height <= limit)
     if size and not file:
         raise UsageError(
-            "`teacher_size` is for a teacher with a checkpoint; one that is trained here takes the data's own size"
+            "`teacher_size` is for a teacher with a checkpoint; one that is trained here takes the data's own size",
+            code="E-OPTION-CONFLICT",
         )
     return TeacherPlan(
         entry=catalog.load("nets", spec, plugins),
@@ -94,12 +100,14 @@ def _one(
 def _existing(text: str, what: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
-        raise InputRejected(f"{what} {text} does not exist or is not a file")
+        raise InputRejected(f"{what} {text} does not exist or is not a file", code="E-FILE-READ")
     return path
 
 
 def _channels(text: str, key: str, channels: int) -> tuple[float, ...]:
     values = parse_channels(text, key)
     if values and len(values) != channels:
-        raise UsageError(f"`{key}` has {len(values)} values, the images have {channels} channels")
+        raise UsageError(
+            f"`{key}` has {len(values)} values, the images have {channels} channels", code="E-CHANNEL-VALUES"
+        )
     return values

@@ -24,6 +24,7 @@ def load(name: str, dataset_class: str, marker: str, *, root: str, download: boo
     if not (folder / "facts.json").exists() and not (place / marker).is_dir() and not download:
         raise InputRejected(
             f"data set `{name}` is not in {place} (no folder {marker})",
+            code="E-DATA-ABSENT",
             hint=f"add `--download` to fetch it there, or name its folder: --data {name}:root=DIR",
         )
     arrays = cached_arrays(folder, lambda: _read(dataset_class, place, download))
@@ -51,9 +52,12 @@ def _open(dataset_class: str, place: Path, train: bool, download: bool) -> Any:
     except (RuntimeError, OSError) as error:
         if download:
             raise CompressError(
-                f"could not fetch {dataset_class} into {place}: {error}", hint="check the network, then run it again"
+                f"could not fetch {dataset_class} into {place}: {error}",
+                code="E-DATA-FETCH",
+                hint="check the network, then run it again",
             ) from error
         raise InputRejected(
             f"the files of {dataset_class} in {place} are damaged or incomplete: {error}",
+            code="E-DATA-ABSENT",
             hint="remove them and add `--download`",
         ) from error

@@ -38,8 +38,8 @@ WARMUP_SHARE = 0.1
 class Interrupted(CompressError):
     """A signal asked us to stop; the work so far is in the checkpoint."""
 
-    def __init__(self, message: str, *, hint: str, signal_number: int):
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, code: str, hint: str, signal_number: int):
+        super().__init__(message, code=code, hint=hint)
         self.exit_code = 128 + signal_number
 
 
@@ -113,7 +113,9 @@ class _State:
             self._load(path)
         except Exception as error:  # safetensors raises its own and bare types for a damaged file
             raise InputRejected(
-                f"checkpoint {path} is damaged: {error}", hint="delete it; the phase starts anew"
+                f"checkpoint {path} is damaged: {error}",
+                code="E-STORE-DAMAGED",
+                hint="delete it; the phase starts anew",
             ) from error
 
     def _load(self, path: Path) -> None:
@@ -193,6 +195,7 @@ def fit(
             if caught:
                 raise Interrupted(
                     f"stopped at step {state.step} of {steps} of {name}; the work so far is kept",
+                    code="E-INTERRUPTED",
                     hint="the same command goes on from here",
                     signal_number=caught[0],
                 )
@@ -279,6 +282,7 @@ def _step(loss_of: Callable[[Batch], Tensor], batch: Batch, plan: Plan, seed: in
 def _diverged(what: str, plan: Plan) -> TrainingDiverged:
     return TrainingDiverged(
         f"{what}; the last good checkpoint is kept",
+        code="E-TRAINING-DIVERGED",
         hint=f"lower the learning rate, for example --set learning_rate={plan.learning_rate / 4:g}",
     )
 

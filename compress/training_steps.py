@@ -122,6 +122,7 @@ def _onnx_step(job: Job, store: Store, teacher: TeacherPlan) -> Step:
             raise InputRejected(
                 f"the teacher {path} takes images of {found.input_shape[0]} channels, the data has "
                 f"{train_split.input_shape[0]}",
+                code="E-INPUT-SHAPE",
                 hint="take another teacher, or other images",
             )
         shutil.copyfile(path, copy)
@@ -163,6 +164,7 @@ def _refuse_chance(logits: np.ndarray, labels: np.ndarray, dataset: Dataset, pat
         raise InputRejected(
             f"the teacher {path} gets {accuracy:.1%} of {len(labels)} train images right, chance is {chance:.1%}: "
             f"are its classes in this order: {', '.join(dataset.class_names[:12])}?",
+            code="E-TEACHER-CHANCE",
             hint="check --teacher-mean and --teacher-std, and that the class folders are named in the teacher's order",
         )
     return accuracy

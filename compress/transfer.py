@@ -32,6 +32,7 @@ def transfer_set(train: Dataset, lacks: tuple[str, ...], unlabelled: np.ndarray 
     if len(labels) == 0:
         raise InputRejected(
             "the transfer set is empty: it lacks every class, and there are no unlabelled images",
+            code="E-TRANSFER-IMAGES",
             hint="leave out fewer classes with --transfer-lacks, or give images with --unlabelled",
         )
     return dataclasses.replace(
@@ -61,6 +62,7 @@ def read_unlabelled(root: Path, like: Dataset, cache: Path, progress: Progress) 
                 listed = "\n".join(f"  {images.shown(path)}: {reason}" for path, reason in sorted(bad)[:10])
                 raise InputRejected(
                     f"{len(bad)} of {len(files)} unlabelled image files cannot be used:\n{listed}",
+                    code="E-IMAGE-UNREADABLE",
                     hint="repair or remove them",
                 )
             data_source.write_rows(temporary / "images.npy", iter(rows), (height, width, channels))

@@ -34,9 +34,11 @@ def _parse(text: str, units: dict[str, float], where: str, what: str, example: s
     named = {unit.lower(): scale for unit, scale in units.items()}
     if not found or found[2].lower() not in named:
         raise UsageError(
-            f"{where} must be {what} with its unit ({', '.join(units)}), got `{text}`", hint=f"for example {example}"
+            f"{where} must be {what} with its unit ({', '.join(units)}), got `{text}`",
+            code="E-UNIT",
+            hint=f"for example {example}",
         )
     value = float(found[1]) * named[found[2].lower()]
     if not 0 < value < math.inf:
-        raise UsageError(f"{where} must be more than 0, got `{text}`")
+        raise UsageError(f"{where} must be more than 0, got `{text}`", code="E-UNIT")
     return value

@@ -57,9 +57,15 @@ def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
     folder = folder.absolute()
     npm = shutil.which("npm")
     if npm is None:
-        raise CompressError("npm is not on the PATH; it fetches ONNX Runtime Web", hint="install Node.js 18 or newer")
+        raise CompressError(
+            "npm is not on the PATH; it fetches ONNX Runtime Web", code="E-NPM", hint="install Node.js 18 or newer"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressError(f"{folder} exists already", hint="remove it first to make it anew, or name another folder")
+        raise CompressError(
+            f"{folder} exists already",
+            code="E-KIT-EXISTS",
+            hint="remove it first to make it anew, or name another folder",
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -70,7 +76,7 @@ def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
                 _unpack(_fetch(npm, f"{name}@{number}", digest, work), package_folder(kit, name))
             kit.rename(folder)
     except OSError as error:
-        raise CompressError(f"cannot make {folder}: {error}") from error
+        raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE") from error
 
 
 def _fetch(npm: str, package: str, digest: str, work: Path) -> Path:
@@ -81,14 +87,16 @@ def _fetch(npm: str, package: str, digest: str, work: Path) -> Path:
     try:
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise CompressError(f"npm did not fetch {package} within {TIMEOUT_S:g} s") from error
+        raise CompressError(f"npm did not fetch {package} within {TIMEOUT_S:g} s", code="E-NPM") from error
     archives = sorted(place.iterdir())
     if done.returncode or len(archives) != 1:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-        raise CompressError(f"npm could not fetch {package}: {lines[-1][:300]}", hint="is the npm registry in reach?")
+        raise CompressError(
+            f"npm could not fetch {package}: {lines[-1][:300]}", code="E-NPM", hint="is the npm registry in reach?"
+        )
     found = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
     if found != digest:
-        raise CompressError(f"{package} is not the archive that was tested: its SHA-512 is {found}")
+        raise CompressError(f"{package} is not the archive that was tested: its SHA-512 is {found}", code="E-NPM")
     return archives[0]
 
 

@@ -59,7 +59,9 @@ def command(
     from compress.store import Store
 
     if data and synthetic:
-        raise UsageError("--data and --synthetic exclude each other: name the images, or take random ones")
+        raise UsageError(
+            "--data and --synthetic exclude each other: name the images, or take random ones", code="E-OPTION-CONFLICT"
+        )
     if not synthetic:
         files.require_data(artifacts, data)
     if tier not in bench.TIERS:
@@ -92,12 +94,14 @@ def _scenario(batches: str, fps: float, deadline: str, sustained: str) -> "Scena
     sizes = [part.strip() for part in batches.split(",")]
     if not all(size.isdigit() and int(size) > 0 for size in sizes) or len(set(sizes)) < len(sizes):
         raise UsageError(
-            f"--batch takes different whole numbers, at least 1, got `{batches}`", hint="for example 1,8,32"
+            f"--batch takes different whole numbers, at least 1, got `{batches}`",
+            code="E-OPTION-VALUE",
+            hint="for example 1,8,32",
         )
     if deadline and not fps:
-        raise UsageError("--deadline is for queries at a rate", hint="add --fps 30, say")
+        raise UsageError("--deadline is for queries at a rate", code="E-OPTION-CONFLICT", hint="add --fps 30, say")
     if fps < 0 or fps > MOST_FPS:
-        raise UsageError(f"--fps must be between 0 and {MOST_FPS:,}, got {fps:g}")
+        raise UsageError(f"--fps must be between 0 and {MOST_FPS:,}, got {fps:g}", code="E-OPTION-VALUE")
     allowed_ns = units.latency_ns(deadline, "--deadline") if deadline else 1e9 / fps if fps else 0.0
     sustained_s = units.duration_s(sustained, "--sustained") if sustained else 0.0
     return Scenario(batches=tuple(map(int, sizes)), fps=fps, deadline_ns=allowed_ns, sustained_s=sustained_s)

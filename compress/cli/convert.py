@@ -54,4 +54,6 @@ def command(model: Path, to: str, out: Path, stage: str, data: str, on_bad: str)
     if written:
         options.next_step(f"python {written / 'example.py'}")
     if failed:
-        raise Unmeasurable(f"no file for {', '.join(failed)}", hint="the reason is above; see `compress doctor`")
+        raise Unmeasurable(
+            f"no file for {', '.join(failed)}", code="E-CONVERSION", hint="the reason is above; see `compress doctor`"
+        )

@@ -73,4 +73,4 @@ def _write(path: Path | None, content: bytes, mode: str) -> None:
         with path.open(mode) as file:
             file.write(content)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", code="E-OUT-PLACE") from error

@@ -39,7 +39,9 @@ def command(
         _costs(kind, names, input_, classes, files)
         return
     if len(names) > 1:
-        raise UsageError(f"one NAME at a time, got {' '.join(names)}", hint="several go with --input")
+        raise UsageError(
+            f"one NAME at a time, got {' '.join(names)}", code="E-OPTION-CONFLICT", hint="several go with --input"
+        )
     name = next(iter(names), None)
     if kind == "recipe":
         from compress.recipe import Recipe
@@ -68,12 +70,20 @@ def _costs(
     kind: str | None, names: tuple[str, ...], input_: str | None, classes: str | None, plugins: tuple[Path, ...]
 ) -> None:
     if kind != "nets":
-        raise UsageError("--input and --classes are for networks", hint="compress list nets --input 3x224x224")
+        raise UsageError(
+            "--input and --classes are for networks",
+            code="E-OPTION-CONFLICT",
+            hint="compress list nets --input 3x224x224",
+        )
     if input_ is None:
-        raise UsageError("--classes needs --input: the shape of the images", hint="for example --input 3x224x224")
+        raise UsageError(
+            "--classes needs --input: the shape of the images",
+            code="E-OPTION-CONFLICT",
+            hint="for example --input 3x224x224",
+        )
     number = config.convert(int, "1000" if classes is None else classes, "--classes")
     if not 2 <= number <= 1_000_000:
-        raise UsageError(f"--classes must lie in [2, 1000000], got {number}")
+        raise UsageError(f"--classes must lie in [2, 1000000], got {number}", code="E-OPTION-VALUE")
     from compress import costs
     from compress.store import Store
 

@@ -84,7 +84,9 @@ def to_recipe(flags: dict[str, Any], recipe_file: Path | None, settings: tuple[s
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise UsageError(f"--set needs KEY=VALUE, got `{setting}`", hint="for example --set batch_size=64")
+            raise UsageError(
+                f"--set needs KEY=VALUE, got `{setting}`", code="E-OPTION-VALUE", hint="for example --set batch_size=64"
+            )
         given |= config.typed(recipe.Recipe, {key.strip(): value}, "--set")
     if download:
         given["download"] = True
@@ -107,7 +109,7 @@ def host(address: str) -> "Iterator[Host]":
 def existing_plugins(plugins: tuple[Path, ...]) -> tuple[Path, ...]:
     for path in plugins:
         if not path.is_file():
-            raise UsageError(f"--plugin: there is no file {path}")
+            raise UsageError(f"--plugin: there is no file {path}", code="E-PLUGIN-FILE")
     return tuple(p.resolve() for p in plugins)
 
 

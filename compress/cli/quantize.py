@@ -38,11 +38,13 @@ def command(
     from compress.store import Store
 
     if out and not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}", hint="make it, or name another file")
+        raise UsageError(
+            f"--out {out}: there is no folder {out.parent}", code="E-OUT-PLACE", hint="make it, or name another file"
+        )
     precision = catalog.load("quantizers", quantize).module.PRECISION
     written = out or model.with_suffix(f".{precision}.onnx")
     if written == model:
-        raise UsageError(f"--out {written} is the model itself", hint="name another file")
+        raise UsageError(f"--out {written} is the model itself", code="E-OUT-PLACE", hint="name another file")
     store = Store.default()
     found = files.open_onnx(model, store.root / "scratch")
     known = files.data_for((), [found], data, on_bad)

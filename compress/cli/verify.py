@@ -36,6 +36,7 @@ def command(folder: Path, arch: str) -> None:
     if bad := [name for name, _, well in rows if not well]:
         raise CompressError(
             f"{len(bad)} of {len(rows)} answer otherwise on ARM64: {'; '.join(bad)}",
+            code="E-ARM64",
             hint="do not ship these to phones or boards; `compress convert` offers other runtimes",
         )
     options.next_step(f"compress bench {folder} --tier standard")

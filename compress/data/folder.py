@@ -65,11 +65,13 @@ def load(
 
 def _checked(config: Config, on_bad: str) -> Path:
     if on_bad not in ("fail", "skip"):
-        raise unknown("value", on_bad, ["fail", "skip"], where="--on-bad")
+        raise unknown("value", on_bad, ["fail", "skip"], where="--on-bad", code="E-KNOB-CHOICE")
     if config.channels == 2:
-        raise UsageError("`channels` of data set `folder` must be 1, 3 or 0 (automatic), got 2")
+        raise UsageError("`channels` of data set `folder` must be 1, 3 or 0 (automatic), got 2", code="E-KNOB-CHOICE")
     if not config.path:
-        raise UsageError("data set `folder` needs the knob `path`", hint="--data folder:path=DIR")
+        raise UsageError(
+            "data set `folder` needs the knob `path`", code="E-OPTION-VALUE", hint="--data folder:path=DIR"
+        )
     return Path(config.path).expanduser()
 
 
@@ -138,6 +140,7 @@ def _bad_files(bad: list[decoding.Bad], total: int, *, skipping: bool = False) -
     limit = f"; at most {MAX_BAD_FRACTION:.0%} may be skipped" if skipping else ""
     return InputRejected(
         "\n".join([f"{len(bad)} of {total} image files cannot be used{limit}:", *listed, *more]),
+        code="E-IMAGE-UNREADABLE",
         hint="repair or remove them" + ("" if too_many else ", or leave them out with `--on-bad skip`"),
     )
 
@@ -148,5 +151,6 @@ def _check_classes(use: str, labels: list[int], class_names: tuple[str, ...], la
     if missing:
         raise InputRejected(
             f"the class `{images.shown(class_names[missing[0]])}` has no usable image left in the {use} split",
+            code="E-DATA-EMPTY",
             hint="repair or add images of this class",
         )

@@ -68,11 +68,15 @@ def available_negatives(labels: np.ndarray) -> int:
 def check(config: Config, setting: Setting) -> None:
     if setting.mixup:
         raise UsageError(
-            "crd remembers one embedding of each image, and a mixture is of two", hint="leave `mixup` out, or crd"
+            "crd remembers one embedding of each image, and a mixture is of two",
+            code="E-METHOD-SETTING",
+            hint="leave `mixup` out, or crd",
         )
     if available_negatives(setting.labels) < 1:
         raise UsageError(
-            "crd contrasts images of different classes; all of these are of one", hint="take more classes, or --kd kd"
+            "crd contrasts images of different classes; all of these are of one",
+            code="E-METHOD-SETTING",
+            hint="take more classes, or --kd kd",
         )
 
 

@@ -44,6 +44,7 @@ def check(config: Config, setting: Setting) -> None:
     if config.intra_weight and setting.batch_size < 3:
         raise UsageError(
             f"dist correlates over the batch, and {setting.batch_size} images have no correlation to learn from",
+            code="E-BATCH-SIZE",
             hint="take a batch_size of at least 3, or dist:intra_weight=0",
         )
 

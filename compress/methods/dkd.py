@@ -48,6 +48,7 @@ def check(config: Config, setting: Setting) -> None:
     if setting.num_classes < 3:
         raise UsageError(
             f"dkd is undefined for {setting.num_classes} classes: beside the target there must be two others",
+            code="E-METHOD-SETTING",
             hint="take --kd kd",
         )
 

@@ -43,10 +43,13 @@ def guided_pair(config: Config, pairs: tuple[tuple[Tap, Tap], ...]) -> tuple[Tap
         strides = ", ".join(str(student.stride) for student, _ in pairs)
         raise UsageError(
             f"fitnet: no stage of stride {config.stride} in both networks; they share {strides}",
+            code="E-METHOD-NEEDS",
             hint="take one of these, or leave `stride` out",
         )
     if not pairs:
-        raise UsageError("fitnet needs networks with maps to pair; one of these has none", hint="take --kd kd")
+        raise UsageError(
+            "fitnet needs networks with maps to pair; one of these has none", code="E-METHOD-NEEDS", hint="take --kd kd"
+        )
     return pairs[len(pairs) // 2]
 
 

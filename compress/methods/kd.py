@@ -42,6 +42,7 @@ def check(config: Config, setting: Setting) -> None:
     if config.standardise and setting.num_classes < 3:
         raise UsageError(
             "kd: standardised logits of two classes are ±0.7 whatever the network says, so they teach nothing",
+            code="E-METHOD-SETTING",
             hint="leave `standardise` out",
         )
 

@@ -38,6 +38,7 @@ def check(config: Config, setting: Setting) -> None:
     if setting.together == "probabilities" and not config.center:
         raise UsageError(
             "logits compares logits, and the mean of several teachers' probabilities has none of their size",
+            code="E-METHOD-SETTING",
             hint="take --set ensemble=logits, or --kd logits:center=true",
         )
 

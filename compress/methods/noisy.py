@@ -43,6 +43,7 @@ def check(config: Config, setting: Setting) -> None:
     if setting.together == "probabilities":
         raise UsageError(
             "noisy compares logits, and the mean of several teachers' probabilities has none of their size",
+            code="E-METHOD-SETTING",
             hint="take --set ensemble=logits, or --set ensemble=random",
         )
 

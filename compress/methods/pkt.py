@@ -37,7 +37,9 @@ class Config:
 
 def check(config: Config, setting: Setting) -> None:
     if setting.batch_size < 2:
-        raise UsageError("pkt compares images with each other", hint="take a batch_size of at least 2")
+        raise UsageError(
+            "pkt compares images with each other", code="E-BATCH-SIZE", hint="take a batch_size of at least 2"
+        )
 
 
 def neighbours(embeddings: Tensor) -> Tensor:

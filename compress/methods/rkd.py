@@ -48,6 +48,7 @@ def check(config: Config, setting: Setting) -> None:
     if setting.batch_size < 3:
         raise UsageError(
             f"rkd compares images with each other, and {setting.batch_size} have no relation to learn from",
+            code="E-BATCH-SIZE",
             hint="take a batch_size of at least 3",
         )
 

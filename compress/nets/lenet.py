@@ -81,6 +81,7 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
         raise UsageError(
             f"nothing is left of images of {height}×{width} after the two convolutions and poolings of LeNet "
             f"with padding={padding}",
+            code="E-NET-IMAGES",
             hint="take larger images, another network, or padding=2",
         )
     first, second, hidden = (max(1, round(n * config.width)) for n in (config.first, config.second, config.hidden))

@@ -54,7 +54,10 @@ def _stage(channels_in: int, kernel: int, widths: list[int], batchnorm: bool) ->
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = input_shape
     if min(height, width) < _SMALLEST:
-        raise UsageError(f"nin halves images twice and needs {_SMALLEST}×{_SMALLEST} pixels, got {height}×{width}")
+        raise UsageError(
+            f"nin halves images twice and needs {_SMALLEST}×{_SMALLEST} pixels, got {height}×{width}",
+            code="E-NET-IMAGES",
+        )
     stages = []
     for kernel, layers in _STAGES:
         widths = [max(1, round(n * config.width)) for n in layers]

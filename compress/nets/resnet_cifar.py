@@ -104,5 +104,7 @@ class ResNet(nn.Module):
 
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     if (config.depth - 2) % 6:
-        raise UsageError(f"`depth` of a CIFAR ResNet must be 6n+2 (8, 14, 20, …), got {config.depth}")
+        raise UsageError(
+            f"`depth` of a CIFAR ResNet must be 6n+2 (8, 14, 20, …), got {config.depth}", code="E-KNOB-CHOICE"
+        )
     return ResNet(config, num_classes, input_shape[0])

@@ -100,11 +100,15 @@ def _imagenet(config: Config, num_classes: int, input_shape: tuple[int, int, int
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     if config.form == "cifar":
         if (config.depth - 2) % 9:
-            raise UsageError(f"`depth` of a CIFAR ResNeXt must be 9n+2 (11, 20, 29, …), got {config.depth}")
+            raise UsageError(
+                f"`depth` of a CIFAR ResNeXt must be 9n+2 (11, 20, 29, …), got {config.depth}", code="E-KNOB-CHOICE"
+            )
         return _cifar(config, num_classes, input_shape[0])
     if config.depth not in _BLOCKS:
         listing = ", ".join(map(str, _BLOCKS))
-        raise UsageError(f"`depth` of an ImageNet ResNeXt must be one of {listing}, got {config.depth}")
+        raise UsageError(
+            f"`depth` of an ImageNet ResNeXt must be one of {listing}, got {config.depth}", code="E-KNOB-CHOICE"
+        )
     return _imagenet(config, num_classes, input_shape)
 
 

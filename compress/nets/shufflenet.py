@@ -46,7 +46,10 @@ class Config:
 
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     if config.width not in _CHANNELS:
-        raise UsageError(f"`width` of shufflenet must be one of 0.5, 1, 1.5, 2 (the paper's), got {config.width:g}")
+        raise UsageError(
+            f"`width` of shufflenet must be one of 0.5, 1, 1.5, 2 (the paper's), got {config.width:g}",
+            code="E-KNOB-CHOICE",
+        )
     net = ShuffleNetV2([4, 8, 4], list(_CHANNELS[config.width]), num_classes)
     conv_stride, pool_stride = fitting.stem(min(input_shape[1:]))
     net.conv1[0] = fitting.first_layer(net.conv1[0], input_shape[0], conv_stride)

@@ -109,7 +109,9 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
     for name, value, allowed in (("groups", config.groups, _CHANNELS), ("width", config.width, _STEM)):
         if value not in allowed:
             listing = ", ".join(f"{choice:g}" for choice in allowed)
-            raise UsageError(f"`{name}` of shufflenet_v1 must be one of {listing} (the paper's), got {value:g}")
+            raise UsageError(
+                f"`{name}` of shufflenet_v1 must be one of {listing} (the paper's), got {value:g}", code="E-KNOB-CHOICE"
+            )
     conv_stride, pool_stride = fitting.stem(min(input_shape[1:]))
     groups = config.groups
     # the pooled shortcut takes its channels from what a unit has to make, which the groups must divide

@@ -138,7 +138,10 @@ class SoftTree(nn.Module):
         and asking again changes nothing.
         """
         if self._latest is None:
-            raise CompressError("the penalty of a soft tree is that of a forward pass in training mode: there was none")
+            raise CompressError(
+                "the penalty of a soft tree is that of a forward pass in training mode: there was none",
+                code="E-NET-READ",
+            )
         if not self._counted:
             news = decay(len(self.branches)).to(self.branches).unsqueeze(1)
             self.branches.lerp_(self._latest.detach().to(self.branches), news)

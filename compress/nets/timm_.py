@@ -42,6 +42,7 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
             raise
         raise UsageError(
             f"`timm:{config.name}` needs the package timm, which is not installed",
+            code="E-PACKAGE-MISSING",
             hint="pip install 'compress-to-onnx[timm]'",
         ) from error
     names = timm.list_models()
@@ -57,5 +58,6 @@ def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(
             f"timm cannot build `{config.name}` for {channels}-channel images of {height}×{width}: {reason}",
+            code="E-NET-IMAGES",
             hint="take another network, or images of the size that it was made for",
         ) from error

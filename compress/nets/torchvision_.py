@@ -49,4 +49,6 @@ def _fit_first_layer(net: nn.Module, channels: int) -> None:
             parent = net.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], fitting.first_layer(layer, channels))
             return
-    raise UsageError(f"the first layer of {type(net).__name__} cannot be fitted to {channels} channel images")
+    raise UsageError(
+        f"the first layer of {type(net).__name__} cannot be fitted to {channels} channel images", code="E-NET-IMAGES"
+    )

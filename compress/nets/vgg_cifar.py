@@ -90,9 +90,13 @@ class VGG(nn.Module):
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     channels, height, width = input_shape
     if config.depth not in _BLOCKS:
-        raise UsageError(f"`depth` of a VGG must be one of {', '.join(map(str, _BLOCKS))}, got {config.depth}")
+        raise UsageError(
+            f"`depth` of a VGG must be one of {', '.join(map(str, _BLOCKS))}, got {config.depth}", code="E-KNOB-CHOICE"
+        )
     if min(height, width) < _SMALLEST:
-        raise UsageError(f"vgg needs images of {_SMALLEST}×{_SMALLEST} pixels at least, got {height}×{width}")
+        raise UsageError(
+            f"vgg needs images of {_SMALLEST}×{_SMALLEST} pixels at least, got {height}×{width}", code="E-NET-IMAGES"
+        )
     return VGG(config, num_classes, channels, halvings(min(height, width)))
 
 

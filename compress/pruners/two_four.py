@@ -17,9 +17,13 @@ from compress.types import Samples
 
 def check(config: object, ratio: float, steps: int) -> None:
     if ratio != 0.5:
-        raise UsageError(f"--prune {ratio:g}: `two_four` sets exactly half of the weights to zero", hint="--prune 0.5")
+        raise UsageError(
+            f"--prune {ratio:g}: `two_four` sets exactly half of the weights to zero",
+            code="E-PRUNE-PRUNER",
+            hint="--prune 0.5",
+        )
     if steps > 1:
-        raise UsageError("`two_four` has one step: a half", hint="leave prune_steps at 1")
+        raise UsageError("`two_four` has one step: a half", code="E-PRUNE-PRUNER", hint="leave prune_steps at 1")
 
 
 def saliency(config: object, network: nn.Module, samples: Samples | None) -> dict[str, Tensor]:

@@ -32,7 +32,9 @@ def apply(config: Any, source: Path, target: Path, calibration: np.ndarray, scra
             largest = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
             if not largest <= float(np.finfo(np.float16).max):
                 raise CompressError(
-                    f"the weight {tensor.name} holds {largest:g}, which float16 cannot", hint="take --quantize int8"
+                    f"the weight {tensor.name} holds {largest:g}, which float16 cannot",
+                    code="E-FLOAT16-RANGE",
+                    hint="take --quantize int8",
                 )
     kept = qdq.normalisation(prepared)
     halved = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept))

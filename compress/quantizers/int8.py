@@ -39,10 +39,16 @@ def check(config: Config) -> None:
     """Raises UsageError for knobs that exclude each other."""
     if config.symmetric and config.activations == "uint8":
         raise UsageError(
-            "int8: symmetric activations are signed", hint="add activations=int8, or symmetric=false (a target sets it)"
+            "int8: symmetric activations are signed",
+            code="E-OPTION-CONFLICT",
+            hint="add activations=int8, or symmetric=false (a target sets it)",
         )
     if config.activations == "int8" and config.weights == "uint8":
-        raise UsageError("int8: no kernel multiplies int8 activations by uint8 weights", hint="take weights=int8")
+        raise UsageError(
+            "int8: no kernel multiplies int8 activations by uint8 weights",
+            code="E-OPTION-CONFLICT",
+            hint="take weights=int8",
+        )
 
 
 def apply(config: Config, source: Path, target: Path, calibration: np.ndarray, scratch: Path) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def document_of(facts: dict[str, Any]) -> dict[str, Any]:
     try:
         derived = derive(raw)
     except ValueError as error:  # counts that cannot be, such as more correct answers than images
-        raise InputRejected(f"the facts of the report contradict each other: {error}") from error
+        raise InputRejected(
+            f"the facts of the report contradict each other: {error}", code="E-REPORT-MALFORMED"
+        ) from error
     return {**raw, "derived": derived}
 
 
@@ -77,7 +79,9 @@ def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
             write_atomic(folder / CLASSES_FILE, classes_csv(found["rows"]).encode())
     except OSError as error:
         raise InputRejected(
-            f"cannot write the report into {folder}: {error.strerror or error}", hint="choose a folder with --out"
+            f"cannot write the report into {folder}: {error.strerror or error}",
+            code="E-REPORT-WRITE",
+            hint="choose a folder with --out",
         ) from error
     return paths
 
@@ -90,6 +94,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputRejected(f"cannot read the report {path}: {error}", hint="make one with `compress run`") from error
+        raise InputRejected(
+            f"cannot read the report {path}: {error}", code="E-REPORT-MALFORMED", hint="make one with `compress run`"
+        ) from error
     validate(document, str(path))
     return document_of(document)

@@ -96,5 +96,6 @@ def validate(document: dict[str, Any], source: str = "the report") -> None:
     if error := first_error(document, schema()):
         raise InputRejected(
             f"{source}: {error}",
+            code="E-REPORT-MALFORMED",
             hint="write it again with `compress run`; the rules are in compress/report/schema.json",
         )
