@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import config, units
+from compress import config, recipe_places, units
 from compress.config import knob
 from compress.errors import InputRejected, UsageError
 from compress.targets import TARGETS
@@ -251,12 +251,16 @@ def parse_channels(text: str, key: str) -> tuple[float, ...]:
 
 def read(path: Path) -> dict[str, Any]:
     """The values of a recipe file. Raises InputRejected naming the file and line of a TOML error."""
+    text = ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
     except OSError as error:
         raise InputRejected(f"cannot read the recipe {path}: {error.strerror}", code="E-FILE-READ") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputRejected(f"the recipe {path} is not valid TOML: {error}", code="E-RECIPE-TOML") from error
+        refused = InputRejected(f"the recipe {path} is not valid TOML: {error}", code="E-RECIPE-TOML")
+        refused.excerpt = recipe_places.of_syntax(path, text, str(error))
+        raise refused from error
 
 
 def to_toml(recipe: Recipe) -> str:

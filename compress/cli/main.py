@@ -3,16 +3,18 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from compress import __version__
-from compress.errors import CompressError, unknown
+from compress.cli import failures
+from compress.errors import unknown
 from compress.progress import QUIET_VARIABLE
 
 _FOLDER = Path(__file__).parent
-_NOT_COMMANDS = ("__init__", "main", "options")
+_NOT_COMMANDS = ("__init__", "main", "options", "failures")
 
 
 class _Commands(click.Group):
@@ -34,10 +36,33 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _setter(variable: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """Sets the variable before anything of the command line can fail: a group's own body runs after its command's
+    name is looked up.
+    """
+
+    def switch(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            os.environ[variable] = "1"
+
+    return switch
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="compress")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages but warnings and errors.")
-def compress(quiet: bool) -> None:
+@click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_setter(QUIET_VARIABLE),
+    help="No progress and no messages but warnings and errors.",
+)
+@click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_setter(failures.DEBUG_VARIABLE),
+    help="With errors, the traceback too.",
+)  # fmt: skip
+def compress() -> None:
     """Distil, prune, quantize and measure image classifiers; the shipped artifact is ONNX.
 
     \b
@@ -46,22 +71,17 @@ def compress(quiet: bool) -> None:
     compress verify models/RUN
 
     Exit codes: 0 done, 1 failure, 2 usage, 3 a limit of `compress gate` failed, 4 what was needed could not be
-    measured, 5 input rejected, 130 and 143 interrupted (the same command goes on).
+    measured, 5 input rejected, 130 and 143 interrupted (the same command goes on). What an error's code means:
+    compress explain CODE.
     """
-    if quiet:
-        os.environ[QUIET_VARIABLE] = "1"
 
 
 def main() -> None:
-    """Entry point: runs the command; a CompressError is printed for people, without a traceback."""
+    """Entry point: runs the command; errors are printed for people, without a traceback."""
     try:
         sys.exit(compress.main(standalone_mode=False))
-    except CompressError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; the same command goes on from the last checkpoint", err=True)
         sys.exit(130)
+    except Exception as error:
+        sys.exit(failures.tell(error))

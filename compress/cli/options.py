@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress import config, recipe
+from compress import config, recipe, recipe_places
 from compress.errors import UsageError
 from compress.progress import say
 
@@ -77,8 +77,7 @@ def recipe_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def to_recipe(flags: dict[str, Any], recipe_file: Path | None, settings: tuple[str, ...], download: bool) -> Any:
     """Defaults, then the recipe file, then flags, then --set. Raises UsageError or InputRejected."""
-    raw = recipe.read(recipe_file) if recipe_file else {}
-    values = config.typed(recipe.Recipe, raw, f"the recipe {recipe_file}")
+    values = _values_of(recipe_file) if recipe_file else {}
     flags_given = {k: v for k, v in flags.items() if v not in (None, ())}
     given = config.typed(recipe.Recipe, flags_given, "the command line")
     for setting in settings:
@@ -90,7 +89,48 @@ def to_recipe(flags: dict[str, Any], recipe_file: Path | None, settings: tuple[s
         given |= config.typed(recipe.Recipe, {key.strip(): value}, "--set")
     if download:
         given["download"] = True
-    return recipe.Recipe(**{**values, **given})
+    try:
+        return recipe.Recipe(**{**values, **given})
+    except UsageError as error:
+        if recipe_file:
+            _point_to(error, recipe_file, _culprit(error, values, given))
+        raise
+
+
+def _values_of(file: Path) -> dict[str, Any]:
+    """The file's values, in the types of a Recipe; an error points to the line of its key."""
+    values: dict[str, Any] = {}
+    for key, value in recipe.read(file).items():
+        try:
+            values |= config.typed(recipe.Recipe, {key: value}, f"the recipe {file}")
+        except UsageError as error:
+            _point_to(error, file, key)
+            raise
+    return values
+
+
+def _point_to(error: UsageError, file: Path, key: str) -> None:
+    error.excerpt = recipe_places.of_key(file, file.read_text(encoding="utf-8"), key) if key else ""
+
+
+def _culprit(error: UsageError, values: dict[str, Any], given: dict[str, Any]) -> str:
+    """The key of the file that the error is about: the first that fails so alone, else the first without which the
+    recipe would not fail so; nothing where it is the command line's.
+    """
+
+    def fails_so(chosen: dict[str, Any]) -> bool:
+        try:
+            recipe.Recipe(**chosen)
+        except UsageError as other:
+            return other.message == error.message
+        return False
+
+    if fails_so(given):
+        return ""
+    own = [key for key in values if key not in given]
+    alone = (key for key in own if fails_so({key: values[key]}))
+    removed = (key for key in own if not fails_so({**{k: v for k, v in values.items() if k != key}, **given}))
+    return next(alone, "") or next(removed, "")
 
 
 @contextmanager
