@@ -21,7 +21,7 @@ _LONGEST_MESSAGE = 200  # characters
 _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s'\"`]+")
 # in quotes a path may hold spaces; elsewhere it ends at one
 _QUOTED_PATH = re.compile(r"(?P<quote>['\"`])(?P<path>~?/[^'\"`\n]*)(?P=quote)")
-_PATH = re.compile(r"(?<![\w/.~…<])(?P<path>~?/[^\s'\"`:;,()\[\]{}<>|]+)")
+_PATH = re.compile(r"(?<![\w/.~…<])(?P<path>~?/(?!/…)[^\s'\"`:;,()\[\]{}<>|]+)")
 
 
 def first_line(error: BaseException) -> str:
