@@ -193,12 +193,7 @@ def fit(
                 _refuse_broken_weights(module, plan, state, name)
                 keeper.keep(state)
             if caught:
-                raise Interrupted(
-                    f"stopped at step {state.step} of {steps} of {name}; the work so far is kept",
-                    code="E-INTERRUPTED",
-                    hint="the same command goes on from here",
-                    signal_number=caught[0],
-                )
+                raise _interrupted(f"stopped at step {state.step} of {steps} of {name}", caught[0])
     if plan.ema:
         module.load_state_dict(state.average)
     seconds = max(1e-9, time.monotonic() - started)
@@ -277,6 +272,15 @@ def _step(loss_of: Callable[[Batch], Tensor], batch: Batch, plan: Plan, seed: in
                 else:
                     state.average[key].copy_(value_now)
     return value
+
+
+def _interrupted(what: str, signal_number: int) -> Interrupted:
+    return Interrupted(
+        f"{what}; the work so far is kept",
+        code="E-INTERRUPTED",
+        hint="the same command goes on from here",
+        signal_number=signal_number,
+    )
 
 
 def _diverged(what: str, plan: Plan) -> TrainingDiverged:

@@ -62,6 +62,7 @@ def test_help_names_every_command_and_imports_nothing_heavy(compress):
         "report",
         "verify",
         "doctor",
+        "explain",
         "kit",
         "store",
     ):
@@ -300,7 +301,7 @@ def test_quiet_keeps_the_data_and_the_warnings(compress, tmp_path):
     assert "student.onnx" in loud.stdout and quiet.stdout.endswith(loud.stdout)
     assert "next   compress bench" in loud.stderr and quiet.stderr == ""
     refused = compress("--quiet", "eval", "missing.onnx", "--data", "digits")
-    assert refused.returncode == 5 and refused.stderr.startswith("error: ")
+    assert refused.returncode == 5 and refused.stderr.startswith("error[E-FILE-READ]: ")
 
 
 def test_quiet_says_warnings_all_the_same(capsys, monkeypatch):

@@ -98,7 +98,8 @@ def test_the_commands_of_the_index_exist() -> None:
     for words in commands:
         command = group.get_command(context, words[0])
         assert command, words
-        options = {name for parameter in command.params for name in parameter.opts}
+        own = getattr(command, "commands", {}).values()
+        options = {name for each in (command, *own) for parameter in each.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options | {"--help"}, words
         assert {w.partition("=")[0] for before, w in zip(words, words[1:], strict=False) if before == "--set"} <= keys
 
