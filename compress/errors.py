@@ -15,7 +15,8 @@ class CompressError(Exception):
     """A failure that the user can understand and act on. `hint` is the next thing to try, often a command.
 
     `code` is a section of `ERRORS.md`; without one, that of the class, which is for plugins. `excerpt` is the place in
-    a file that the error is about, as lines to print below the message.
+    a file that the error is about, as lines to print below the message; `subject` the word that the error is about, by
+    which that place may be found.
     """
 
     exit_code = 1
@@ -27,6 +28,7 @@ class CompressError(Exception):
         self.code = code or self.plugin_code
         self.hint = hint
         self.excerpt = ""
+        self.subject = ""
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
@@ -69,4 +71,6 @@ def unknown(what: str, name: str, allowed: list[str], *, where: str = "", code: 
     place = f" in {where}" if where else ""
     listing = ", ".join(allowed) if allowed else "none"
     hint = f"did you mean `{nearest}`?" if nearest else ""
-    return UsageError(f"unknown {what} `{name}`{place}; there are: {listing}", code=code, hint=hint)
+    error = UsageError(f"unknown {what} `{name}`{place}; there are: {listing}", code=code, hint=hint)
+    error.subject = name
+    return error

@@ -114,11 +114,13 @@ def data_spec(recipe: Recipe, plugins: tuple[Path, ...] = ()) -> str:
             )
         return f"folder:path={recipe.data},size={recipe.image_size}{_lacks(recipe)}"
     error = unknown("data set", name, catalog.names("data", plugins))
-    raise UsageError(
+    refused = UsageError(
         f"{error.message}; and there is no folder {recipe.data}",
         code="E-NAME-UNKNOWN",
         hint=error.hint or "give a name, or the path of a folder DIR/{train,val,test}/CLASS/*",
     )
+    refused.subject = error.subject
+    raise refused
 
 
 def _lacks(recipe: Recipe) -> str:

@@ -382,6 +382,24 @@ def test_an_error_of_the_command_line_points_to_no_file(run, tmp_path) -> None:
     assert "error[E-KNOB-RANGE]" in err and "r.toml:" not in err
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('data = "digits"\nstudent = "mobilnet"', 2),
+        ('student = "mobilenet"\nkd = [\n  "kd:temprature=4",\n]', 2),
+        ('# cifra10\ndata = "cifra10"', 2),
+        ('data = "digits"', 0),
+    ],
+)
+def test_a_name_that_is_met_later_points_to_its_line_too(run, tmp_path, text: str, line: int) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    given = [] if line else ["--student", "mobilnet"]
+    code, _, err = run("run", "--recipe", str(path), "--dry-run", *given)
+    assert code == 2 and "did you mean" in err
+    assert f"\n  {path}:{line}\n" in err if line else "r.toml" not in err
+
+
 def test_a_plugin_needs_no_code() -> None:
     error = errors.UsageError("no", hint="yes")
     assert error.code == "E-PLUGIN-USAGE" and str(error) == "no\n  hint: yes"

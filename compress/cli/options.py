@@ -1,6 +1,7 @@
 """Options that several commands share, and the way from flags to a Recipe."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,19 @@ def _values_of(file: Path) -> dict[str, Any]:
             _point_to(error, file, key)
             raise
     return values
+
+
+@contextmanager
+def pointing_into(file: Path | None) -> Iterator[None]:
+    """An unknown name that is first met later than the recipe's keys points to its line too."""
+    try:
+        yield
+    except UsageError as error:
+        if file and error.subject and not error.excerpt:
+            word = re.compile(rf"(?<![\w.]){re.escape(error.subject)}(?![\w.])")
+            key = next((key for key, value in recipe.read(file).items() if word.search(str(value))), "")
+            _point_to(error, file, key)
+        raise
 
 
 def _point_to(error: UsageError, file: Path, key: str) -> None:

@@ -40,12 +40,15 @@ def command(
     if dry_run:
         from compress.pipeline import dry_run as plan_only
 
-        click.echo(plan_only(chosen, plugins=files))
+        with options.pointing_into(recipe_file):
+            planned = plan_only(chosen, plugins=files)
+        click.echo(planned)
         return
     from compress.pipeline import run
     from compress.report import summary
 
-    result = run(chosen, plugins=files, command=shlex.join(["compress", *sys.argv[1:]]))
+    with options.pointing_into(recipe_file):
+        result = run(chosen, plugins=files, command=shlex.join(["compress", *sys.argv[1:]]))
     click.echo(summary(result.document))
     if result.reused:
         say("nothing to do: this run was finished before")
