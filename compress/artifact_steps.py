@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress import bench, catalog, environment, export, qdq, randomness, targets, train
+from compress import bench, catalog, corruptions, environment, export, qdq, randomness, robustness, targets, train
 from compress import network as net
 from compress.catalog import Entry
 from compress.environment import versions
@@ -24,7 +24,7 @@ from compress.progress import say
 from compress.store import Step, Store, digest, file_digest
 from compress.types import Artifact, Dataset, Samples
 
-VERSIONS = {"export": 3, "ensemble": 1, "quantize": 4, "answers": 1}
+VERSIONS = {"export": 3, "ensemble": 1, "quantize": 4, "answers": 1, "corrupted": 1}
 
 
 def export_step(job: Job, store: Store, stage: str, network_step: Step) -> Step:
@@ -191,15 +191,7 @@ def kernel_notes(path: Path) -> list[str]:
 
 def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, dataset: Dataset) -> np.ndarray:
     """Logits `[N,K]` of an artifact's bytes in a runtime on a whole split. Raises what `bench.answers` raises."""
-    parts = {
-        "version": VERSIONS["answers"],
-        "artifact": artifact.digest,
-        "runtime": runtime,
-        "adapter": file_digest(bench.runtime_file(runtime, job.plugins)),
-        "data": dataset.digest,
-        "plugins": plugins_digest(job),
-        "machine": environment.fingerprint(environment.capture()),
-    }
+    parts = {"version": VERSIONS["answers"], **_asked(job, artifact, runtime, dataset)}
 
     def make(folder: Path) -> dict[str, Any]:
         say(f"  asking {artifact.stage} in {runtime} about {len(dataset.labels)} images of {dataset.split}")
@@ -209,3 +201,36 @@ def answers_step(job: Job, store: Store, artifact: Artifact, runtime: str, datas
 
     step = store.step("answers", parts, make, say)
     return np.load(step.folder / "logits.npy")
+
+
+def corrupted_step(job: Job, store: Store, artifact: Artifact, runtime: str, dataset: Dataset) -> dict[str, np.ndarray]:
+    """`robustness.right_answers` of an artifact's bytes on a whole split. Raises what `bench.answers` raises."""
+    parts = {
+        "version": VERSIONS["corrupted"],
+        **_asked(job, artifact, runtime, dataset),
+        "code": file_digest(Path(corruptions.__file__)),
+        "versions": versions("numpy", "Pillow"),
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        say(f"  asking {artifact.stage} in {runtime} about corrupted images of {dataset.split}")
+        np.savez_compressed(
+            folder / "right.npz", **robustness.right_answers(artifact, runtime, dataset, store.root / "scratch")
+        )
+        return {}
+
+    step = store.step("corrupted", parts, make, say)
+    with np.load(step.folder / "right.npz") as right:
+        return {kind: right[kind] for kind in corruptions.KINDS}
+
+
+def _asked(job: Job, artifact: Artifact, runtime: str, dataset: Dataset) -> dict[str, Any]:
+    """What answers depend on, but for the code that asks."""
+    return {
+        "artifact": artifact.digest,
+        "runtime": runtime,
+        "adapter": file_digest(bench.runtime_file(runtime, job.plugins)),
+        "data": dataset.digest,
+        "plugins": plugins_digest(job),
+        "machine": environment.fingerprint(environment.capture()),
+    }

@@ -100,6 +100,7 @@ def of_run(
         "tree": measured["tree"],
         "choice": measured["choice"],
         "elsewhere": measured["elsewhere"],
+        "corruptions": measured["corruptions"],
         "converted": measured["converted"],
     }
 

@@ -123,6 +123,7 @@ class Recipe:
     runtimes: tuple[str, ...] = knob(("ort_cpu", "ort_cuda", "torch_eager"), "runtimes to measure in")
     tier: str = knob("auto", "length of the benchmark", choices=("auto", "smoke", "quick", "standard", "rigorous"))
     threads: tuple[str, ...] = knob(("1",), "numbers of threads to measure at")
+    corruptions: bool = knob(False, "accuracy on noisy, blurred, JPEG, bright and flat images of `report` too")
     seed: int = knob(0, "seed of everything", low=0, high=2**31 - 1)
     device: str = knob("auto", "where to train: cpu or cuda", choices=("auto", "cpu", "cuda"))
     out: str = knob(".", "folder that gets models/ and reports/")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from compress import (
     artifact_steps,
     conversion,
@@ -9,6 +11,7 @@ from compress import (
     facts,
     judge,
     measuring,
+    robustness,
     runtime_files,
     training_steps,
     tree_facts,
@@ -47,6 +50,7 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         "measurements": [facts.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
+        "corruptions": _corruptions(job, store, links, golden),
         "tree": _tree(job, links),
         "elsewhere": judge.elsewhere(job, store, _with_parents(links)),
         "converted": [
@@ -96,6 +100,23 @@ def _accuracy(
     except CompressError as error:
         row["failure"] = error.message
     return row
+
+
+def _corruptions(
+    job: Job, store: Store, links: list[Link], golden: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """How each ONNX file stands corrupted images beside the teacher's, where that is asked for."""
+    if not job.recipe.corruptions:
+        return []
+    report_split = job.splits.report
+    stood = {}
+    for link in links:
+        stage = link.artifact.stage
+        right = artifact_steps.corrupted_step(job, store, link.artifact, REFERENCE, report_split)
+        stood[stage] = (golden[stage].argmax(1) == report_split.labels, right)
+    teacher = stood[links[0].artifact.stage]
+    rows = [{"stage": stage, **robustness.facts(*mine, *teacher)} for stage, mine in stood.items()]
+    return [row | {"kinds": [{"kind": k, "correct": right} for k, right in row["kinds"].items()]} for row in rows]
 
 
 def _with_parents(links: list[Link]) -> list[tuple[Artifact, Artifact]]:

@@ -19,7 +19,7 @@ FLAGS = (
     "--teacher", "resnet_cifar:depth=8,channels=32,stem=16", "--student", "ds_cnn:channels=96",
     "--kd", "fitnet", "--prune", "0.2", "--quantize", "int8", "--epochs", "8", "--max-drop", "30",
     "--runtimes", "ort_cpu,ort_cuda,torch_eager,mnn", "--set", "teacher_epochs=4", "--set", "recover_epochs=3",
-    "--set", "least_speedup=0", "--set", "name=small",
+    "--set", "least_speedup=0", "--set", "name=small", "--set", "corruptions=true",
 )  # fmt: skip
 
 
@@ -92,6 +92,23 @@ def test_accuracy_is_of_every_report_image_and_says_why_where_there_is_none(fini
     assert all(m["failure"] or m["visits"][0]["effective"]["providers"][0].startswith("CUDA") for m in cuda)
     twins = [m for m in document["measurements"] if m["control"]]
     assert len(twins) == 1 and twins[0]["twin_of"] == "teacher/ort_cpu/1"
+
+
+@pytest.mark.slow
+def test_every_file_was_asked_about_corrupted_images(finished):
+    document = json.loads((finished / "reports/small/report.json").read_text())
+    rows = {row["stage"]: row for row in document["corruptions"]}
+    assert list(rows) == ["teacher", "distilled", "pruned", "int8"]
+    clean = {r["stage"]: r["correct"] for r in document["accuracy"] if r["runtime"] == "ort_cpu"}
+    for stage, row in rows.items():
+        counts = [kind["correct"] for kind in row["kinds"]]
+        assert row["n"] == 359 and all(len(right) == 3 for right in counts)
+        mean = sum(map(sum, counts)) / (3 * len(counts))
+        assert row["lost_points"] == pytest.approx(100 * (clean[stage] - mean) / 359)
+    assert (
+        rows["teacher"]["extra_points"] == 0
+        and "On corrupted images" in (finished / "reports/small/report.html").read_text()
+    )
 
 
 @pytest.mark.slow

@@ -247,6 +247,28 @@ def _by_cell(document: dict, name: str) -> dict:
     return next(c for c in document["derived"]["cells"] if c["cell"] == name)
 
 
+def test_corrupted_images_are_told_in_all_three(facts, tmp_path):
+    kinds = [{"kind": "noise", "correct": [9200, 8000, 7000]}, {"kind": "blur", "correct": [9000, 8900, 8800]}]
+    worse = [{"kind": "noise", "correct": [9100, 7000, 5000]}, {"kind": "blur", "correct": [8900, 8700, 8500]}]
+    facts["corruptions"] = [
+        {"stage": "teacher", "n": 10_000, "kinds": kinds, "lost_points": 8.0, "extra_points": 0, "low": 0, "high": 0},
+        {"stage": "int8", "n": 10_000, "kinds": worse, "lost_points": 14.5, "extra_points": 6.5, "low": 6, "high": 7},
+    ]
+    document = report.document_of(facts)
+    teacher, int8 = document["derived"]["corruptions"]
+    assert int8["kinds"]["noise"]["mean"]["value"] == pytest.approx(0.70333, abs=1e-5)
+    against = int8["against_teacher_fraction"]
+    assert (against["low"], against["value"], against["high"]) == pytest.approx((-0.07, -0.065, -0.06))
+    assert teacher["against_teacher_fraction"]["is_baseline"]
+    paths = report.write(facts, tmp_path)
+    page, text = _Page(paths["html"].read_text()).text, stdlib_html.unescape(paths["md"].read_text())
+    for words in ("70.3", fmt.points_interval(against), fmt.points_interval(int8["change_fraction"])):
+        assert words in page and words in text
+    facts["corruptions"][1]["kinds"][0]["correct"] = [10_001, 1, 1]
+    with pytest.raises(InputRejected, match="contradict"):
+        report.document_of(facts)
+
+
 def test_the_three_files_show_the_same_numbers(facts, tmp_path):
     paths = report.write(facts, tmp_path / "new")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.html", "report.json", "report.md"]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,6 +20,7 @@ from compress.report import (
     plots_tree,
     svg,
     tables,
+    tables_corruptions,
     words,
 )
 from compress.report.labels import Labels, drawn, labels_of, timed
@@ -228,18 +230,6 @@ def _ladder(document: dict[str, Any]) -> Markup | None:
     return _section("How int8 was repaired", _note(words.LADDER), tables.ladder(document), figure)
 
 
-def _elsewhere(document: dict[str, Any]) -> Markup | None:
-    if not document["derived"]["elsewhere"]:
-        return None
-    return _section("int8 on other CPUs", _note(words.ELSEWHERE), tables.elsewhere(document))
-
-
-def _converted(document: dict[str, Any]) -> Markup | None:
-    if not document["derived"]["converted"]:
-        return None
-    return _section("Files for other runtimes", _note(words.CONVERTED), tables.converted(document))
-
-
 def _classes(document: dict[str, Any]) -> Markup | None:
     found = document["derived"]["classes"]
     if not found:
@@ -252,6 +242,11 @@ def _paced(document: dict[str, Any]) -> Markup | None:
     if not document["derived"]["paced"]:
         return None
     return _section(fmt.paced_title(document), _note(words.PACED), tables.paced(document))
+
+
+def _listed(document: dict[str, Any], key: str, title: str, note: str, table: Callable[..., Markup]) -> Markup | None:
+    """A section of one table, where there is something to list."""
+    return _section(title, _note(note), table(document)) if document["derived"][key] else None
 
 
 def _sustained(document: dict[str, Any], labels: Labels) -> Markup | None:
@@ -359,13 +354,14 @@ def _body(document: dict[str, Any]) -> Markup:
         _sustained(document, labels),
         _stages(document, labels),
         _ladder(document),
-        _elsewhere(document),
-        _converted(document),
+        _listed(document, "elsewhere", "int8 on other CPUs", words.ELSEWHERE, tables.elsewhere),
+        _listed(document, "converted", "Files for other runtimes", words.CONVERTED, tables.converted),
         _choice(document),
         _tree(document),
         _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document), _reliability(document, labels)),
         _classes(document),
+        _listed(document, "corruptions", "On corrupted images", words.CORRUPTIONS, tables_corruptions.corruptions),
         _roofline(document, labels),
         _section("Artifacts", tables.artifacts(document)),
         _environment(document),

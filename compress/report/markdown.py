@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_ladder, plots_pruning, plots_tree
+from compress.report import plots_ladder, plots_pruning, plots_tree, tables_corruptions
 from compress.report.markup import clean
 from compress.report.tables import parity_text
 from compress.report.words import CHOICE
@@ -296,6 +296,8 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## int8 on other CPUs", "", *_elsewhere_lines(document), ""]
     if document["derived"]["converted"]:
         parts += ["## Files for other runtimes", "", *_converted_lines(document), ""]
+    if lines := tables_corruptions.lines(document):
+        parts += ["## On corrupted images", "", *(f"- {escaped(words)}" for words in lines), ""]
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:

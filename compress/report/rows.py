@@ -1,7 +1,7 @@
 """From raw facts to every number that a report shows. No other module derives one.
 
 The parts are in `rows_cells` (latency), `rows_validity`, `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder`,
-`rows_elsewhere`, `rows_paced`, `rows_sustained`, `rows_classes` and `rows_verdict`.
+`rows_elsewhere`, `rows_corruptions`, `rows_paced`, `rows_sustained`, `rows_classes` and `rows_verdict`.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import aa_row, cell_rows, teacher_stage
 from compress.report.rows_classes import class_rows
 from compress.report.rows_converted import converted_rows
+from compress.report.rows_corruptions import corruption_rows
 from compress.report.rows_elsewhere import elsewhere_rows
 from compress.report.rows_ladder import ladder_rows
 from compress.report.rows_limits import choice_rows
@@ -57,8 +58,8 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `converted`, `paced`, `sustained`, `classes`, `verdict`, `warnings`, `timer_ns`, `teacher`, `primary_cell`,
-    `short_tier`.
+    `converted`, `corruptions`, `paced`, `sustained`, `classes`, `verdict`, `warnings`, `timer_ns`, `teacher`,
+    `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -82,6 +83,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "ladder": ladder_rows(facts),
         "elsewhere": elsewhere_rows(facts),
         "converted": converted_rows(facts),
+        "corruptions": corruption_rows(facts, teacher),
         "paced": paced_rows(facts, cells),
         "sustained": sustained_rows(facts, cells),
         "classes": class_rows(facts, row),

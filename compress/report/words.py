@@ -84,3 +84,9 @@ PACED = (
     "Queries came at this rate whether the one before was done or not; a latency counts from the moment at which its "
     "query was due. Between queries the processor rests, which makes most answers slower than back to back."
 )
+
+CORRUPTIONS = (
+    "Top-1 on the report images made worse on purpose: the mean of three severities of each kind, and below it the "
+    "mild, the middle and the strong one. `All` is the change of the file's own top-1 by the mean corruption; the last "
+    "column, how that differs from the teacher's change on the same images."
+)
