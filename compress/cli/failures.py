@@ -24,7 +24,7 @@ def tell(error: Exception) -> int:
     if isinstance(error, CompressError):
         click.echo(text(error), err=True)
         return error.exit_code
-    if isinstance(error, click.UsageError):
+    if isinstance(error, click.ClickException):
         click.echo(_of_click(error), err=True)
         return error.exit_code
     click.echo(_bug(error, told=debug), err=True)
@@ -60,8 +60,9 @@ def _causes(error: CompressError) -> Iterator[str]:
         cause = cause.__cause__
 
 
-def _of_click(error: click.UsageError) -> str:
-    hint = f"{error.ctx.command_path} --help" if error.ctx else ""
+def _of_click(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)  # only of an error of usage
+    hint = f"{context.command_path} --help" if context else ""
     return _lines("E-OPTION", error.format_message(), [], hint)
 
 
