@@ -34,9 +34,12 @@ def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario
     """A measurement as the report holds it: each visit by its quantiles; the raw samples go to a file beside it."""
     visits = []
     for visit in measurement.visits:
-        samples = np.asarray(visit["samples_ns"])
         kept = {k: v for k, v in visit.items() if k not in ("samples_ns", "paced_samples_ns")}
-        kept |= {"n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples)}
+        # a phone's program may tell no more than `n` and `mean_ns`
+        kept = {"median_ns": None, "quantiles_ns": None} | kept
+        if "samples_ns" in visit:
+            samples = np.asarray(visit["samples_ns"])
+            kept |= {"n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples)}
         if "paced_samples_ns" in visit:
             kept["paced"] = _paced(np.asarray(visit["paced_samples_ns"]), scenario)
         visits.append(kept)

@@ -16,6 +16,16 @@ def missing(reason: str) -> Estimate:
     return {"value": None, "low": None, "high": None, "reason": reason or "no reason was recorded"}
 
 
+def middle_ns(visit: dict[str, Any]) -> float:
+    """What a visit counts by: the median of its queries, or their mean where nothing else was told. ValueError where
+    there is neither.
+    """
+    middle = visit["median_ns"] or visit.get("mean_ns")
+    if not middle:
+        raise ValueError("a visit has neither `median_ns` nor `mean_ns`")
+    return middle
+
+
 def baseline() -> Estimate:
     """The place of a comparison in the row that the others are compared with."""
     return {**missing("the baseline itself"), "is_baseline": True}

@@ -26,6 +26,7 @@ from compress.report import (
 from compress.report.labels import Labels, drawn, labels_of, timed
 from compress.report.markup import Markup, clean, element, escape, join
 from compress.report.rows_classes import CLASSES_FILE, SHOWN
+from compress.report.runner import runner_sentences
 from compress.report.table import pairs
 
 _FOLDER = Path(__file__).parent
@@ -102,7 +103,7 @@ def _tiles(document: dict[str, Any]) -> Markup | None:
 
 def _warnings(document: dict[str, Any]) -> Markup | None:
     skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]
-    texts = [*document["warnings"], *document["derived"]["warnings"], *skipped]
+    texts = [*document["warnings"], *runner_sentences(document), *document["derived"]["warnings"], *skipped]
     if not texts:
         return None
     items = element("ul", *(element("li", text) for text in texts))

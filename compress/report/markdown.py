@@ -9,6 +9,7 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report import plots_ladder, plots_pruning, plots_tree, tables_corruptions
 from compress.report.markup import clean
+from compress.report.runner import runner_sentences
 from compress.report.tables import parity_text
 from compress.report.words import CHOICE
 
@@ -277,7 +278,8 @@ def render(document: dict[str, Any]) -> str:
     ]
     parts += ["", *(f"- {escaped(reason)}" for reason in verdict["reasons"]), ""]
     skipped = [f"left out of the data: {name}" for name in document["dataset"]["skipped"]]
-    if texts := [*document["warnings"], *document["derived"]["warnings"], *skipped]:
+    said = [*runner_sentences(document), *document["derived"]["warnings"]]
+    if texts := [*document["warnings"], *said, *skipped]:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), "", escaped(fmt.timing_words(document)), ""]
@@ -341,6 +343,6 @@ def summary(document: dict[str, Any]) -> str:
         lines += ["", title(document)] if document["derived"][key] else []
         for line in lines_of(document):
             lines += textwrap.wrap(line.replace("**", ""), WIDTH, initial_indent="  ", subsequent_indent="    ")
-    for reason in (*verdict["reasons"], *_flagged(document)):
+    for reason in (*verdict["reasons"], *runner_sentences(document), *_flagged(document)):
         lines += textwrap.wrap(clean(reason), WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n".join(lines) + "\n"

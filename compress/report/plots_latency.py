@@ -13,7 +13,7 @@ _TAIL = 100  # the slowest query alone would set the axis
 
 def distributions(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Cumulative share of queries against latency, one line a cell, with its median, p90 and p99 where allowed."""
-    cells = drawn(document)
+    cells = [cell for cell in drawn(document) if cell["ecdf"]]
     if not cells:
         return None
     frame = svg.Frame()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from compress import stats
-from compress.report.estimates import Estimate, baseline, measured, missing
+from compress.report.estimates import Estimate, baseline, measured, middle_ns, missing
 from compress.report.rows_validity import flags
 
 PERCENTILES = (90, 95, 99)
@@ -62,7 +62,7 @@ def _over_visits(measurement: dict[str, Any], key: str) -> Estimate:
 
 
 def _latency(measurement: dict[str, Any], seed: int) -> Estimate:
-    medians = [v["median_ns"] for v in measurement["visits"]]
+    medians = [middle_ns(v) for v in measurement["visits"]]
     if len(medians) < 2:
         return measured(medians[0], reason="one round only")
     return measured(stats.median(medians), *stats.bootstrap_median(medians, seed))
@@ -75,9 +75,15 @@ def _percentiles(measurement: dict[str, Any]) -> dict[str, Estimate]:
 def percentile_of(visits: list[dict[str, Any]], percentile: int) -> Estimate:
     """A percentile (ns) of all visits together, or how many queries it needs."""
     queries = sum(visit["n"] for visit in visits)
+    if not _of_single_queries(visits):
+        return missing("its program tells no single queries")
     if not stats.percentile_allowed(percentile / 100, queries):
         return missing(f"have {queries:,} queries, need {queries_needed(percentile):,}")
     return measured(pooled_quantiles(visits, np.array([percentile / 100]))[0])
+
+
+def _of_single_queries(visits: list[dict[str, Any]]) -> bool:
+    return all(visit["quantiles_ns"] for visit in visits)
 
 
 def percentile_interval(
@@ -93,7 +99,9 @@ def percentile_interval(
     return float(low), float(high)
 
 
-def _ecdf(measurement: dict[str, Any]) -> dict[str, list[float]]:
+def _ecdf(measurement: dict[str, Any]) -> dict[str, list[float]] | None:
+    if not _of_single_queries(measurement["visits"]):
+        return None
     fractions = np.linspace(0.0, 1.0, 101)
     values = pooled_quantiles(measurement["visits"], fractions)
     return {"latency_ns": [float(v) for v in values], "fraction": [round(float(f), 2) for f in fractions]}
@@ -108,7 +116,7 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
         "percentiles_ns": _percentiles(measurement),
         "ecdf": _ecdf(measurement),
         "rounds": [v["round"] for v in measurement["visits"]],
-        "round_medians_ns": [v["median_ns"] for v in measurement["visits"]],
+        "round_medians_ns": [middle_ns(v) for v in measurement["visits"]],
         "queries": sum(v["n"] for v in measurement["visits"]),
         **{k: _over_visits(measurement, k) for k in _PER_VISIT},
         **_loads(measurement["visits"]),
@@ -119,8 +127,11 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
 
 def _loads(visits: list[dict[str, Any]]) -> dict[str, Estimate]:
     """Loading with the file in memory, and with nothing of it there: where that could be had."""
-    warm = [v["load_ns"] for v in visits if not v.get("cold")]
-    cold = [v["load_ns"] for v in visits if v.get("cold")]
+    told = [v for v in visits if v["load_ns"] is not None]
+    if not told:
+        return dict.fromkeys(("load_ns", "load_cold_ns"), missing("the runtime did not say"))
+    warm = [v["load_ns"] for v in told if not v.get("cold")]
+    cold = [v["load_ns"] for v in told if v.get("cold")]
     why = "the system kept the file in memory" if any("cold" in v for v in visits) else "every load was a warm one"
     return {
         "load_ns": measured(stats.median(warm)) if warm else missing("every load was a cold one"),
@@ -175,8 +186,8 @@ def compare(slow: dict[str, Any] | None, fast: dict[str, Any], what: str) -> Est
     if slow["cell"] == fast["cell"]:
         return {**baseline(), "verdict": "", "against": slow["cell"]}
     reason = _reason(fast) or (f"{slow['cell']}: {_reason(slow)}" if _reason(slow) else "")
-    of_slow = {v["round"]: v["median_ns"] for v in slow["visits"]}
-    pairs = [(of_slow[v["round"]], v["median_ns"]) for v in fast["visits"] if v["round"] in of_slow]
+    of_slow = {v["round"]: middle_ns(v) for v in slow["visits"]}
+    pairs = [(of_slow[v["round"]], middle_ns(v)) for v in fast["visits"] if v["round"] in of_slow]
     if not reason and len(pairs) < 2:
         reason = f"needs 2 rounds in common, has {len(pairs)}"
     if reason:

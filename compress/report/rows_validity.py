@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from compress.report import format as fmt
-from compress.report.estimates import Estimate, measured, missing
+from compress.report.estimates import Estimate, measured, middle_ns, missing
 
 # rule → (what it says, limit that warns, limit that invalidates; None: it only warns)
 RULES: dict[str, tuple[str, float, float | None]] = {
@@ -16,6 +16,8 @@ RULES: dict[str, tuple[str, float, float | None]] = {
     "steal": ("other virtual machines took {} of the CPU's time meanwhile", 0.01, 0.05),
     "timer": ("reading the clock takes {} of its median", 0.005, 0.01),
     "same_input": ("one image asked again and again takes {} less time: it may keep answers", 0.10, None),
+    "rounding": ("its program's digits may be off by {} of its middle", 0.005, 0.01),
+    "hot": ("the phone was slowed down for heat in {} of the rounds", 0.0, None),
     "not_steady": ("its warm-up had not become steady in {} of the rounds", 0.5, None),
 }
 DRIFT_CORRELATION = 0.6
@@ -45,7 +47,7 @@ def timer_ns(facts: dict[str, Any]) -> Estimate:
 
 
 def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
-    medians = np.array([visit["median_ns"] for visit in visits], float)
+    medians = np.array([middle_ns(visit) for visit in visits], float)
     blocks_ns = sum(visit.get("block_ns", 0) for visit in visits)
     throttled = sum(visit.get("throttled_periods", 0) for visit in visits)
     return {
@@ -54,15 +56,17 @@ def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
         "two_levels": _levels(medians),
         "throttled": throttled * PERIOD_NS / blocks_ns if blocks_ns else 0.0,
         "steal": max(visit.get("steal_fraction", 0.0) for visit in visits),
-        "timer": max(visit.get("timer_ns", 0.0) / visit["median_ns"] for visit in visits),
+        "timer": max(visit.get("timer_ns", 0.0) / middle_ns(visit) for visit in visits),
         "same_input": max(0.0, 1 - _repeated(visits)),
+        "rounding": max(visit.get("rounding_ns", 0.0) / middle_ns(visit) for visit in visits),
+        "hot": sum(visit.get("thermal_status", 0) > 0 for visit in visits) / len(visits),
         "not_steady": sum(not visit.get("steady", True) for visit in visits) / len(visits),
     }
 
 
 def _repeated(visits: list[dict[str, Any]]) -> float:
     """Time of one image asked again and again, over that of images in turn; 1 where nobody looked."""
-    found = [visit["repeated_median_ns"] / visit["median_ns"] for visit in visits if visit.get("repeated_median_ns")]
+    found = [visit["repeated_median_ns"] / middle_ns(visit) for visit in visits if visit.get("repeated_median_ns")]
     return float(np.median(found)) if found else 1.0
 
 
