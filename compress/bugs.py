@@ -2,7 +2,7 @@
 
 It holds the traceback, the command line and the versions, never environment variables, and of each exception's message
 the first line only, so that no image or weight is in it. The home folder and every path outside this package are
-shortened to their last part, and addresses to their scheme.
+shortened to their last part, and addresses and phones to their scheme.
 """
 
 import os
@@ -19,6 +19,7 @@ from compress.store import Store, write_atomic
 _PACKAGE = Path(__file__).parent
 _LONGEST_MESSAGE = 200  # characters
 _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s'\"`]+")
+_PHONE = re.compile(r"\badb:[^\s'\"`…]+")
 # in quotes a path may hold spaces; elsewhere it ends at one
 _QUOTED_PATH = re.compile(r"(?P<quote>['\"`])(?P<path>~?/[^'\"`\n]*)(?P=quote)")
 _PATH = re.compile(r"(?<![\w/.~…<])(?P<path>~?/(?!/…)[^\s'\"`:;,()\[\]{}<>|]+)")
@@ -76,7 +77,7 @@ def redacted(text: str) -> str:
     """
     text = text.replace(f"{_PACKAGE}{os.sep}", "compress/")
     text = text.replace(str(Path.home()), "~")
-    text = _ADDRESS.sub(r"\1://…", text)
+    text = _PHONE.sub("adb:…", _ADDRESS.sub(r"\1://…", text))
     text = _QUOTED_PATH.sub(lambda found: found["quote"] + _shortened(found["path"]) + found["quote"], text)
     return _PATH.sub(lambda found: _shortened(found["path"]), text)
 

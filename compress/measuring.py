@@ -111,9 +111,11 @@ def synthetic_images(input_shape: tuple[int, int, int], count: int = SYNTHETIC_I
 
 def bench_files(
     artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str,
-    scenario: Scenario = SINGLE_STREAM, host: Host = HERE,
+    scenario: Scenario = SINGLE_STREAM, host: Host = HERE, own_inputs: bool = False,
 ) -> dict:  # fmt: skip
-    """A report document of these artifacts' latency in the recipe's runtimes, on `host`; files are converted here."""
+    """A report document of these artifacts' latency in the recipe's runtimes, on `host`; files are converted here. With
+    `own_inputs` no image is asked about: the programs that measure make inputs of their own.
+    """
     for runtime in recipe.runtimes:
         if catalog.load("runtimes", runtime).module.FORMAT == "torch":
             raise InputRejected(
@@ -126,7 +128,9 @@ def bench_files(
         raise InputRejected(
             f"the files take images of different shapes: {', '.join(map(str, sorted(shapes)))}", code="E-INPUT-SHAPE"
         )
-    if synthetic:
+    if own_inputs:
+        images, note = synthetic_images(artifacts[0].input_shape, 1), "inputs of the benchmark programs' own"
+    elif synthetic:
         images, note = synthetic_images(artifacts[0].input_shape), "synthetic random images"
     else:
         dataset = plan.load_data(recipe, store).report
@@ -146,7 +150,7 @@ def bench_files(
         command=command,
         tier=tier,
         seed=recipe.seed,
-        image_count=len(images),
+        image_count=0 if own_inputs else len(images),
         data_note=note,
     )
 

@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from compress import (
+    adb,
     answers,
     arm64,
     arm64_verify,
@@ -413,6 +414,11 @@ def e_debian(place: Place) -> None:
 def e_remote(place: Place) -> None:
     place.patch.setenv(remote.SSH_VARIABLE, "no-such-ssh")
     remote.Remote(remote.address_of("ssh://pi@board.local"))
+
+
+def e_phone(place: Place) -> None:
+    place.patch.setenv(adb.ADB_VARIABLE, "no-such-adb")
+    adb.choose("")
 
 
 def e_out_foreign(place: Place) -> None:

@@ -299,6 +299,7 @@ def test_the_command_line_is_redacted() -> None:
         f"compress run --data {home}/photos/2024 --on ssh://me@host:22/x": "compress run --data …/2024 --on ssh://…",
         "--data=/srv/a/b --set x=1/2 and/or": "--data=…/b --set x=1/2 and/or",
         "'/media/my disk/a b.onnx'": "'…/a b.onnx'",
+        "compress bench x --on adb:R5CT10ABCDE --tools t": "compress bench x --on adb:… --tools t",
         f'File "{PACKAGE}/cli/main.py", line 3': 'File "compress/cli/main.py", line 3',
         'File "/x/site-packages/click/core.py", line 3': 'File "site-packages/click/core.py", line 3',
     }.items():

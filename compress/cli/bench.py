@@ -33,12 +33,18 @@ MOST_FPS = 10_000
 @click.option("--fps", type=float, default=0.0, help="Queries at this rate too, counted from when they were due.")
 @click.option("--deadline", default="", help="With --fps, the time for an answer: 33ms [until the next is due].")
 @click.option("--sustained", default="", metavar="TIME", help="Each cell without a pause too, for so long: 10m.")
-@options.on
+@options.on_or_phone
+@click.option(
+    "--tools",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --on adb:, the runtimes' own benchmark programs for Android.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of visits and of the inputs.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and report.html.")
 def command(
     artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, batches: str,
-    fps: float, deadline: str, sustained: str, on: str, seed: int, out: Path | None,
+    fps: float, deadline: str, sustained: str, on: str, tools: Path | None, seed: int, out: Path | None,
 ) -> None:  # fmt: skip
     """Latency of ONNX files, or of a run's; the first file is the baseline and is measured twice (A/A).
 
@@ -48,35 +54,47 @@ def command(
     compress bench models/RUN --fps 30 --deadline 33ms
     compress bench models/RUN --sustained 10m
     compress bench models/RUN --on ssh://pi@board.local --runtimes ort_cpu,litert
+    compress bench models/RUN --on adb:SERIAL --tools android --runtimes litert,ncnn
     """
     from dataclasses import replace
 
-    from compress import bench, files, measuring
+    from compress import adb, bench, files, measuring
     from compress.config import typed
     from compress.errors import UsageError, unknown
     from compress.recipe import Recipe
     from compress.report import summary, write
     from compress.store import Store
+    from compress.types import SINGLE_STREAM
 
+    on_phone = adb.is_address(on)
+    scenario = _scenario(batches, fps, deadline, sustained)
+    if on_phone and (data or synthetic or scenario != SINGLE_STREAM):
+        raise UsageError(
+            "programs on a phone ask one input of their own after another: no --data, --synthetic, --batch, --fps or "
+            "--sustained with --on adb:",
+            code="E-OPTION-CONFLICT",
+            hint="leave these out, or measure on a board by ssh, where our own worker runs",
+        )
     if data and synthetic:
         raise UsageError(
             "--data and --synthetic exclude each other: name the images, or take random ones", code="E-OPTION-CONFLICT"
         )
-    if not synthetic:
+    if not synthetic and not on_phone:
         files.require_data(artifacts, data)
     if tier not in bench.TIERS:
         raise unknown("tier", tier, list(bench.TIERS))
-    scenario = _scenario(batches, fps, deadline, sustained)
     store = Store.default()
     found = files.open_any(artifacts, store.root / "scratch")
-    base = Recipe() if synthetic else files.data_for(artifacts, found, data)
+    base = Recipe() if synthetic or on_phone else files.data_for(artifacts, found, data)
     wanted = typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
     chosen = replace(base, **wanted)
     # reports are meant to be shared: the name of the other machine and its user are not in them
-    spoken = shlex.join(["compress", *sys.argv[1:]]).replace(on or "\0", f"{on.partition(':')[0]}://…")
-    with options.host(on) as host:
+    kind = "adb:…" if on_phone else f"{on.partition(':')[0]}://…"
+    spoken = shlex.join(["compress", *sys.argv[1:]]).replace(on or "\0", kind)
+    with options.host(on, tools) as host:
         document = measuring.bench_files(
             found, chosen, tier=tier, synthetic=synthetic, store=store, command=spoken, scenario=scenario, host=host,
+            own_inputs=on_phone,
         )  # fmt: skip
     click.echo(summary(document))
     if out:

@@ -40,9 +40,16 @@ def command(
     """
     import json
 
-    from compress import catalog, conversion, files, plan, robustness, stats
+    from compress import adb, catalog, conversion, files, plan, robustness, stats
+    from compress.errors import UsageError
     from compress.store import Store
 
+    if adb.is_address(on):
+        raise UsageError(
+            "a phone's benchmark programs tell how long a file takes, not what it answers: eval takes no --on adb:",
+            code="E-OPTION-CONFLICT",
+            hint="`compress verify --arch arm64 models/RUN` asks its files on that instruction set, emulated",
+        )
     catalog.load("runtimes", runtime)
     files.require_data(artifacts, data)
     store = Store.default()

@@ -50,6 +50,12 @@ on = click.option(
     metavar="ADDRESS",
     help="Another machine: ssh://USER@HOST:PORT/PATH/TO/PYTHON; the last two may be left out.",
 )
+on_or_phone = click.option(
+    "--on",
+    default="",
+    metavar="ADDRESS",
+    help="Another machine: ssh://USER@HOST:PORT/PATH/TO/PYTHON, the last two may be left out; or adb:SERIAL, a phone.",
+)
 
 # what has a flag of its own; every other key of a recipe is set by --set
 _FLAGS = (
@@ -148,13 +154,27 @@ def _culprit(error: UsageError, values: dict[str, Any], given: dict[str, Any]) -
 
 
 @contextmanager
-def host(address: str) -> "Iterator[Host]":
-    """The machine that `--on` names, this one where it names none. Raises UsageError and Unmeasurable."""
-    from compress import remote
+def host(address: str, tools: Path | None = None) -> "Iterator[Host]":
+    """The machine that `--on` names, this one where it names none; a phone is given the programs in `tools`. Raises
+    UsageError and Unmeasurable.
+    """
+    from compress import adb, phone, remote
     from compress.child import HERE
 
+    if tools and not adb.is_address(address):
+        raise UsageError("--tools is for phones", code="E-OPTION-CONFLICT", hint="add --on adb:SERIAL")
     if not address:
         yield HERE
+        return
+    if adb.is_address(address):
+        if tools is None:
+            raise UsageError(
+                "a phone is timed by the runtimes' own programs for Android: name the folder that holds them, --tools",
+                code="E-OPTION-CONFLICT",
+                hint="the README says which there are, and where they come from",
+            )
+        with phone.connected(address, tools) as attached:
+            yield attached
         return
     with remote.connected(address) as there:
         yield there

@@ -6,4 +6,13 @@ runtime, not the file, is to blame; any other error while opening counts against
 `fixed_batch`, the only batch size that the model takes. Where the work is done in another process or on a GPU, the
 adapter takes the time itself: `timed(session, inputs) -> (ns, ns of it that copies to and from the device took)`.
 One that compiles when it loads may declare START_ALLOWANCE_S, the seconds that it is given for that.
+
+A runtime that has a benchmark program of its own for Android names it in NATIVE, for `--on adb:` (`phone.py`): `tool`,
+its file's name; `source`, where it comes from; `note`, what its numbers are not. Then it has
+`native_words(model, shape, threads, warmup, runs, result) -> list[str]`, the program's arguments: the paths there of
+the model (a file, or the folder of its files) and of a file that may be written, which is read back behind what the
+program says; `shape` is (channels, height, width). And `native_facts(said, warmup) -> dict` of its words, in ns, either
+`samples_ns` of single inferences, or `n` with `mean_ns`, `min_ns`, `max_ns` and, where it tells it, `median_ns`; beside
+that `load_ns`, `first_inference_ns`, `warmup_ns` (single ones), `warmup_runs`, `peak_rss_bytes`, and `rounding_ns`, by
+how much its digits may be off. What it does not tell is left out. ValueError where its words tell no time.
 """

@@ -1,5 +1,6 @@
 """LiteRT (TensorFlow Lite) with its XNNPACK delegate on the CPU: what Android apps and many boards run."""
 
+import re
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ logits = model.get_tensor(output["index"]).astype(np.float32)
 scale, zero = output["quantization"]
 logits = (logits - zero) * scale if scale else logits  # an int8 model answers in int8
 """
+# times a file on a phone, see runtimes/__init__.py
+NATIVE = {
+    "tool": "benchmark_model",
+    "source": "https://storage.googleapis.com/litert/binaries/latest/android_arm64/benchmark_model",
+    "note": "random inputs, made by the tool",
+}
+_COUNT = re.compile(
+    r"count=(\d{1,9})(?: first=\d+)? curr=(\d{1,15})"
+    r"(?: min=(\d{1,15}) max=(\d{1,15}) avg=(\S{1,20}) std=\S+)?(?:\(all same\))?(?: p5=\d+ median=(\d{1,15}))?"
+)
+_TIMINGS = re.compile(r"Inference timings in us: Init: (\S{1,20}), First inference: (\S{1,20}),")
 OUTPUT = "; of an int8 model int8, with the scale and zero point of its output tensor"
 
 
@@ -108,3 +120,31 @@ def effective(session: Any) -> dict[str, Any]:
         "intra_op_threads": session.asked_threads,
         "fixed_batch": int(session.get_input_details()[0]["shape"][0]),
     }
+
+
+def native_words(
+    model: str, shape: tuple[int, int, int], threads: int, warmup: int, runs: int, result: str
+) -> list[str]:  # fmt: skip
+    """Arguments of `benchmark_model`: XNNPACK as it is by default, and numbers of runs instead of seconds."""
+    return [
+        f"--graph={model}/model.tflite", f"--num_threads={threads}", f"--warmup_runs={warmup}", "--warmup_min_secs=0",
+        f"--num_runs={runs}", "--min_secs=0",
+    ]  # fmt: skip
+
+
+def native_facts(said: str, warmup: int) -> dict[str, Any]:
+    """What `benchmark_model` tells of its warm-up and of its runs, in µs: a line each of `count=50 first=870 curr=861
+    min=850 max=902 avg=863.1 std=8` (newer ones add ` p5=851 median=862 p95=880`; equal times are `count=50
+    curr=861(all same)`), and a line of sums. Source: tensorflow/lite/tools/benchmark/benchmark_model.cc and
+    `Stat::OutputToStream` in xla/tsl/util/stats_calculator.h. ValueError where these are missing.
+    """
+    counts, timings = _COUNT.findall(said), _TIMINGS.search(said)
+    if len(counts) < 2 or timings is None:
+        raise ValueError("no line of `count=… avg=…`, and of `Inference timings in us`")
+    n, current, least, most, mean, median = counts[-1]
+    facts = {
+        "n": int(n), "mean_ns": 1e3 * float(mean or current), "min_ns": 1e3 * int(least or current),
+        "max_ns": 1e3 * int(most or current), "warmup_runs": int(counts[-2][0]),
+        "load_ns": 1e3 * float(timings[1]), "first_inference_ns": 1e3 * float(timings[2]),
+    }  # fmt: skip
+    return facts | ({"median_ns": 1e3 * int(median)} if median else {})

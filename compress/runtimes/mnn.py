@@ -1,5 +1,6 @@
 """MNN (Alibaba) on the CPU: an engine of mobile apps. Float, half-precision weights, int8 weights."""
 
+import re
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ FORMAT = "mnn"
 # activations crashes or gives wrong numbers.
 TOLERANCE = {"float32": 5e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
 
+# times a file on a phone, see runtimes/__init__.py
+NATIVE = {
+    "tool": "benchmark.out",
+    "source": "built from MNN's source with the Android NDK, -DMNN_BUILD_BENCHMARK=ON: https://github.com/alibaba/MNN",
+    "note": "inputs are what its memory holds, no images",
+}
+_LOOPS = re.compile(r"Benchmarking\.\.\. loop = (\d{1,9}), warmup = (\d{1,9})")
+_TIMES = re.compile(r"\[ - \] model\.mnn +max = +([\d.]{1,12}) ms +min = +([\d.]{1,12}) ms +avg = +([\d.]{1,12}) ms")
 _OPTIONS = {"float32": [], "float16": ["--fp16"]}
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
 SNIPPET = """
@@ -84,3 +93,26 @@ def effective(session: Any) -> dict[str, Any]:
     """The settings in effect. MNN gives none of them back: they are the ones that were asked for."""
     _, settings = session
     return {"precision": settings["precision"], "intra_op_threads": settings["numThread"], "fixed_batch": 0}
+
+
+def native_words(
+    model: str, shape: tuple[int, int, int], threads: int, warmup: int, runs: int, result: str
+) -> list[str]:  # fmt: skip
+    """Arguments of `benchmark.out`: the folder, loops, warm-up, CPU, threads, and float32 (1: high precision)."""
+    return [model, str(runs), str(warmup), "0", str(threads), "1"]
+
+
+def native_facts(said: str, warmup: int) -> dict[str, Any]:
+    """What `benchmark.out` tells, in ms with three digits: `--------> Benchmarking... loop = 100, warmup = 10` and
+    `[ - ] model.mnn   max =    1.420 ms  min =    1.200 ms  avg =    1.260 ms`. Source: `displayStats` in alibaba/MNN's
+    benchmark/benchmark.cpp; weights are replaced in files of its own benchmark only (`Revert::initialize` in
+    tools/cpp/revertMNNModel.cpp). ValueError where these lines are missing.
+    """
+    loops, times = _LOOPS.search(said), _TIMES.search(said)
+    if loops is None or times is None:
+        raise ValueError("no `[ - ] model.mnn  max = … ms  min = … ms  avg = … ms`")
+    most, least, mean = (1e6 * float(value) for value in times.groups())
+    return {
+        "n": int(loops[1]), "mean_ns": mean, "min_ns": least, "max_ns": most, "warmup_runs": int(loops[2]),
+        "rounding_ns": 500.0,
+    }  # fmt: skip

@@ -1,6 +1,7 @@
 """ncnn (Tencent) on the CPU: an engine of mobile apps, small and without dependencies. Float, half-precision, int8."""
 
 import os
+import re
 import subprocess
 from importlib import metadata, util
 from pathlib import Path
@@ -15,6 +16,16 @@ FORMAT = "ncnn"
 # float32: the same sums in another order; float16: weights of 11 bits. int8: the ONNX file's weights, but symmetric
 # activations, which is other rounding at every layer.
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8": 0.25}
+# times a network on a phone, see runtimes/__init__.py
+NATIVE = {
+    "tool": "benchncnn",
+    "source": "built from ncnn's source with the Android NDK: https://github.com/Tencent/ncnn/tree/master/benchmark",
+    "note": "it reads the network without its weights, which are zeros then, asks one constant image, and computes in "
+    "half precision where the CPU can, which it has no switch for",
+}
+_LOOPS = re.compile(r"loop_count = (\d{1,9})\b")
+_TIMES = re.compile(r"model\.ncnn\.param +min = +([\d.]{1,12}) +max = +([\d.]{1,12}) +avg = +([\d.]{1,12})")
+_NATIVE_WARMUP = 8  # its own; with a GPU it would be 10
 KNOWN_ISSUES = {
     "1.0.20261020": "half-precision arithmetic, its default on ARM, is wrong for depthwise layers of stride 2: off here"
 }
@@ -124,3 +135,29 @@ def effective(session: Any) -> dict[str, Any]:
         "intra_op_threads": options.num_threads,
         "fixed_batch": 1,
     }
+
+
+def native_words(
+    model: str, shape: tuple[int, int, int], threads: int, warmup: int, runs: int, result: str
+) -> list[str]:  # fmt: skip
+    """Arguments of `benchncnn`: loops, threads, all cores, no GPU, no pause of ten seconds, and the network."""
+    channels, height, width = shape
+    return [
+        str(runs), str(threads), "0", "-1", "0", f"param={model}/model.ncnn.param",
+        f"shape=[{width},{height},{channels}]",
+    ]  # fmt: skip
+
+
+def native_facts(said: str, warmup: int) -> dict[str, Any]:
+    """What `benchncnn` tells, in ms with two digits: `loop_count = 100` and `…model.ncnn.param  min =    1.20  max =
+    1.42  avg =    1.26`. Source: `benchmark` in Tencent/ncnn's benchmark/benchncnn.cpp. ValueError where it is missing,
+    as of old versions, which take no file.
+    """
+    loops, times = _LOOPS.search(said), _TIMES.search(said)
+    if loops is None or times is None:
+        raise ValueError("no `model.ncnn.param  min = …  max = …  avg = …`; versions that take no `param=` say none")
+    least, most, mean = (1e6 * float(value) for value in times.groups())
+    return {
+        "n": int(loops[1]), "mean_ns": mean, "min_ns": least, "max_ns": most, "warmup_runs": _NATIVE_WARMUP,
+        "rounding_ns": 5e3,
+    }  # fmt: skip

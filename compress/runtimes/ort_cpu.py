@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the reference runtime of the exported artifact."""
 
+import re
 from importlib import metadata, util
 from typing import Any
 
@@ -11,6 +12,15 @@ FORMAT = "onnx"
 # float32: the same sums in another order after fusion; 5e-4 of logits that span about 10 were seen. int8: rounding of
 # weights and activations to 256 levels, layer upon layer; a wrong scale or channel order costs half the range or more.
 TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+# times a file on a phone, see runtimes/__init__.py
+NATIVE = {
+    "tool": "onnxruntime_perf_test",
+    "source": "built from ONNX Runtime's source with the Android NDK: ./build.sh --android --android_abi arm64-v8a "
+    "--config Release --build_shared_lib",
+    "note": "random inputs, made by the tool",
+}
+_RUN = re.compile(r"^[^,\n]*,([\d.e+-]{1,20}),(\d{1,15}),-?\d{1,9},\d{1,9}\r?$", re.MULTILINE)
+_LOAD = re.compile(r"Session creation time cost: ([\d.e+-]{1,20}) s")
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
 SNIPPET = """
 import onnxruntime
@@ -85,3 +95,32 @@ def describe(session: Any) -> dict[str, Any]:
         "metadata": dict(meta.custom_metadata_map),
         "producer": meta.producer_name,
     }
+
+
+def native_words(
+    model: str, shape: tuple[int, int, int], threads: int, warmup: int, runs: int, result: str
+) -> list[str]:  # fmt: skip
+    """Arguments of `onnxruntime_perf_test`: inputs that it makes itself from a seed, the CPU, a number of runs (it
+    knows no warm-up but one run, so these are the first of them), threads inside an operator and one across.
+    """
+    return [
+        "-I", "-S", "1", "-e", "cpu", "-m", "times", "-r", str(warmup + runs), "-x", str(threads), "-y", "1", model,
+        result,
+    ]  # fmt: skip
+
+
+def native_facts(said: str, warmup: int) -> dict[str, Any]:
+    """What `onnxruntime_perf_test` writes into its result file, a line `name,0.00123,45678592,99,0` a run: seconds,
+    peak bytes, CPU in %, number; and the seconds of making a session, on its output. Source:
+    `PerformanceResult::DumpToFile` and `PerformanceRunner::Run` in microsoft/onnxruntime's
+    onnxruntime/test/perftest/performance_runner.cc. ValueError where there are not more lines than `warmup`.
+    """
+    found, load = _RUN.findall(said), _LOAD.search(said)
+    if len(found) <= warmup:
+        raise ValueError(f"{len(found)} lines of single runs, more than {warmup} are needed")
+    samples = [round(1e9 * float(seconds)) for seconds, _ in found]
+    facts = {
+        "samples_ns": samples[warmup:], "warmup_ns": samples[:warmup], "warmup_runs": warmup,
+        "peak_rss_bytes": int(found[-1][1]),
+    }  # fmt: skip
+    return facts | ({"load_ns": 1e9 * float(load[1])} if load else {})
