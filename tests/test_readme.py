@@ -31,7 +31,7 @@ READERS = [
 ]
 # it asks every runtime in a process: test_cli.py runs it
 DOCTOR = ["compress doctor"]
-# what needs another machine: test_remote.py runs these on a server of its own
+# what needs another machine: test_remote.py runs these on a server of its own, test_adb.py on a stand-in
 ELSEWHERE = [c for c in COMMANDS if "--on" in c]
 RUNS = [c for c in COMMANDS if c.startswith("compress run")]
 QUANTIZES = [c for c in COMMANDS if c.startswith("compress quantize")]
