@@ -46,7 +46,10 @@ class Execution:
 
     def arrange(self, inputs: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return inputs.contiguous(memory_format=layout)
+        count, channels, height, width = inputs.shape
+        strides = (1, width * channels, channels) if self.channels_last else (height * width, width, 1)
+        # of one channel both layouts are the same memory, and the strides alone tell kernels which of them goes on
+        return inputs.contiguous(memory_format=layout).as_strided(inputs.shape, (channels * height * width, *strides))
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """Put a network into this layout, in place; a frozen one also into this precision."""
@@ -62,7 +65,7 @@ class Execution:
 
 def keep_freed_memory() -> None:
     """Let glibc keep what tensors free, for this process: by default a training step gives its activations back to the
-    system and takes them again, page by page, which was a tenth to a fifth of a step on two cores. No-op elsewhere.
+    system and takes them again, page by page, which was 3 % of a ShuffleNetV2's on two cores. No-op elsewhere.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for parameter, value in KEEP_FREED_MEMORY if mallopt else ():

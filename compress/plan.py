@@ -160,6 +160,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     automatic = max(LEAST_EPOCHS, min(MOST_EPOCHS, round(IMAGES_SEEN / images)))
     epochs = recipe.epochs or getattr(data.module, "EPOCHS", automatic)
     teacher_epochs = recipe.teacher_epochs or getattr(data.module, "TEACHER_EPOCHS", automatic)
+    usual_batch = getattr(data.module, "BATCH_SIZE", 128 if images >= LARGE_TRAIN_SPLIT else 32)
     resolved = dataclasses.replace(
         recipe,
         teacher=tuple(teacher.spec for teacher in teachers),
@@ -173,7 +174,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),
-        batch_size=min(images, recipe.batch_size or (128 if images >= LARGE_TRAIN_SPLIT else 32)),
+        batch_size=min(images, recipe.batch_size or usual_batch),
         views=recipe.views or _views(recipe, learnt_from, epochs),
         tier=getattr(data.module, "TIER", "quick") if recipe.tier == "auto" else recipe.tier,
     )

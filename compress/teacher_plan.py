@@ -9,8 +9,9 @@ from compress.errors import InputRejected, UsageError
 from compress.recipe import Recipe, parse_channels
 from compress.types import Dataset
 
-# the teacher that is trained on the spot: wide for tiny images, lighter as they grow
-BY_SIZE = ((16, "resnet20x4"), (64, "resnet20"), (10_000, "torchvision:resnet18"))
+# the teacher that is trained on the spot: wide and shallow for tiny images, which a deeper one learns no better from,
+# lighter as they grow
+BY_SIZE = ((16, "resnet8x4"), (64, "resnet20"), (10_000, "torchvision:resnet18"))
 
 
 @dataclass(frozen=True, kw_only=True)

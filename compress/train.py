@@ -250,7 +250,7 @@ def _to_device(batch: Batch, device: str) -> Batch:
 
 def _step(loss_of: Callable[[Batch], Tensor], batch: Batch, plan: Plan, seed: int, state: _State, name: str) -> float:
     # dropout draws from torch's global stream: seeding it per step makes it a function of the step too
-    torch.manual_seed(randomness.derive("step", seed, state.step))
+    _seed(randomness.derive("step", seed, state.step), batch.inputs.device)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(plan, batch.progress)
     state.optimizer.zero_grad(set_to_none=True)
@@ -281,6 +281,15 @@ def _interrupted(what: str, signal_number: int) -> Interrupted:
         hint="the same command goes on from here",
         signal_number=signal_number,
     )
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, for this device alone: that one tells every kind of device, and for those that are not
+    started it keeps the call and its stack in a list, anew each step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _diverged(what: str, plan: Plan) -> TrainingDiverged:

@@ -34,7 +34,7 @@ def few_rounds():
     """The tier `smoke` is shorter still: chains are run here for what they make, not for how fast that is, and each
     visit is a process, which takes half a second to start.
     """
-    shorter = dataclasses.replace(bench.TIERS["smoke"], rounds=3, warmup_s=0.02, block_s=0.05)
+    shorter = dataclasses.replace(bench.TIERS["smoke"], rounds=2, warmup_s=0.02, block_s=0.05)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bench.TIERS, "smoke", shorter)
         yield

@@ -1,7 +1,7 @@
 """`compress convert`: for every runtime that is here, a folder whose example runs and answers as the ONNX file does.
 
-The int8 file is that of the published digits network, trained, so that int8 means something. The float one is of a
-small network: some converters take a second a layer.
+The files are of a small network, for some converters take a second a layer, and of a trained one, so that int8 means
+something.
 """
 
 import json
@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from compress import bench, catalog, convert_file, export, files, network, web_kit
+from compress import bench, catalog, convert_file, export, files, network, plan, recipe, web_kit
 from compress.cli.main import compress as group
 from compress.errors import UsageError
 from compress.store import Store
@@ -44,27 +45,41 @@ def example(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
+def small(tmp_path_factory, store) -> dict[str, Path]:
+    """A float file and the int8 file made of it."""
+    splits = plan.load_data(recipe.Recipe(), store)
     net = network.build(
-        "resnet_cifar:depth=8", class_names=tuple("0123456789"), input_shape=(1, 8, 8), mean=(0.3,), std=(0.3,), seed=0
-    ).eval()
-    path = tmp_path_factory.mktemp("small") / "kleines Netz.onnx"
-    export.export_onnx(net, path, recipe_digest="")
-    return path
+        "resnet_cifar:depth=8", class_names=splits.train.class_names, input_shape=(1, 8, 8), mean=(0.3,), std=(0.3,),
+        seed=0,
+    )  # fmt: skip
+    images = torch.from_numpy(splits.train.images).permute(0, 3, 1, 2).float() / 255
+    labels = torch.from_numpy(splits.train.labels)
+    optimizer = torch.optim.SGD(net.train().parameters(), lr=0.1, momentum=0.9)
+    for rows in torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).repeat(4).split(64):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("small")
+    paths = {"float32": folder / "kleines Netz.onnx", "int8": folder / "kleines Netz.int8.onnx"}
+    export.export_onnx(net.eval(), paths["float32"], recipe_digest="")
+    quantizer = catalog.load("quantizers", "int8")
+    quantizer.module.apply(
+        quantizer.config, paths["float32"], paths["int8"], splits.calibrate.images, tmp_path_factory.mktemp("s")
+    )
+    return paths
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("name", GIVEN)
-def test_every_runtime_gets_a_folder_that_works(name, stage, store, small, tmp_path):
+def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, tmp_path):
     if reason := able(name, store):
         pytest.skip(reason)
-    given, data = ((RUN,), "") if stage == "int8" else ((small,), "digits")
-    found = files.open_any(given, store.root / "scratch")
-    artifact = convert_file.pick(found, next(a.stage for a in found if a.precision == stage and a.stage != "teacher"))
-    recipe = files.data_for(given, found, data)
+    (artifact,) = found = files.open_any((small[precision],), store.root / "scratch")
+    assert artifact.precision == precision
+    wanted = files.data_for((small[precision],), found, "digits")
     out = tmp_path / "für die App"
-    (done,) = convert_file.convert_file(artifact, (name,), recipe, out, store)
+    (done,) = convert_file.convert_file(artifact, (name,), wanted, out, store)
     assert done.folder == out / name, done.offer.failure
     assert {"README.md", "golden.npz", "labels.json", "preprocessing.json"} <= {p.name for p in done.folder.iterdir()}
     ran = subprocess.run(example(done.folder), cwd=done.folder, capture_output=True, text=True, timeout=120)
@@ -73,11 +88,11 @@ def test_every_runtime_gets_a_folder_that_works(name, stage, store, small, tmp_p
     assert versions["source"]["sha256"] == artifact.digest and versions["tools"]
     for entry in versions["files"]:
         assert (done.folder / entry["file"]).stat().st_size == entry["size_bytes"]
-    if stage == "float32" and name != "ort_cpu":
+    if precision == "float32" and name != "ort_cpu":
         allowed = catalog.load("runtimes", name).module.TOLERANCE["float32"]
         assert done.offer.gate["difference_of_spread"] <= allowed and done.offer.gate["agreement_fraction"] == 1
-    if stage == "int8":
-        float_bytes = next(a.size_bytes for a in found if a.precision == "float32" and a.stage != "teacher")
+    if precision == "int8":
+        float_bytes = small["float32"].stat().st_size
         assert sum(entry["size_bytes"] for entry in versions["files"]) < 0.6 * float_bytes
 
 

@@ -3,6 +3,7 @@
 The proof for every network, criterion and ratio is one equation: channels removed = channels masked.
 """
 
+import copy
 import functools
 import tracemalloc
 from pathlib import Path
@@ -108,8 +109,7 @@ def test_removed_is_masked(spec: str, pruner: str, ratio: float) -> None:
     shape = NETS[spec]
     ranking = ranked(spec, shape, pruner)
     chosen = prune.choose(ranking, ratio)
-    masked = make(spec, shape).double().eval()
-    masked.load_state_dict(ranking.network.state_dict())
+    masked = copy.deepcopy(ranking.network).double().eval()
     with torch.no_grad():
         dense = masked(floats(shape))
         cutting.mask(masked, prune.joined(ranking, chosen))

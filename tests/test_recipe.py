@@ -124,7 +124,7 @@ def make(splits: Splits, **values) -> plan.Job:
 def test_automatic_values_are_chosen_and_written_down(splits: Splits) -> None:
     job = make(splits)
     got = job.recipe
-    assert len(got.teacher) == 1 and got.teacher[0].startswith("resnet20x4:depth=20")
+    assert len(got.teacher) == 1 and got.teacher[0].startswith("resnet8x4:depth=8")
     assert got.views == 9 < got.epochs, "digits have nine crops and no flip"
     assert got.student.startswith("mobilenet:width=0.5")
     assert got.epochs > 0 and got.teacher_epochs > 0 and got.recover_epochs > 0 and got.batch_size == 32

@@ -13,6 +13,7 @@ from torch import nn
 
 from compress import augment, network, plan, train
 from compress.errors import InputRejected, TrainingDiverged
+from compress.execution import Execution
 from compress.losses import hard_label_loss
 from compress.recipe import Recipe
 from compress.store import Store
@@ -60,6 +61,30 @@ def part(split: Dataset, count: int) -> Dataset:
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, "pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def test_a_step_leaves_nothing_behind_in_torch(splits: Splits, tmp_path: Path, monkeypatch) -> None:
+    """`torch.manual_seed` formats the stack for each kind of device that has not been started, and keeps it."""
+    kept = []
+    monkeypatch.setattr("traceback.format_stack", lambda *_: kept.append("stack") or [])
+    net = make(splits.train)
+    if not kept:
+        pytest.skip("this torch keeps no stacks")
+    kept.clear()
+    fit(net, part(splits.train, 64), Plan(epochs=2, batch_size=32), tmp_path)
+    assert not kept
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_lie_as_the_execution_says_whatever_their_channels(channels: int, channels_last: bool) -> None:
+    images = torch.arange(2.0 * channels * 12).reshape(2, 4, 3, channels).permute(0, 3, 1, 2)
+    arranged = Execution(channels_last=channels_last).arrange(images)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    grown = torch.nn.functional.conv2d(arranged, torch.ones(2, channels, 1, 1))
+    assert torch.equal(arranged, images) and arranged.is_contiguous(memory_format=layout)
+    # what a layer makes of it lies so too
+    assert grown.is_contiguous(memory_format=layout) and grown.stride(1) == (1 if channels_last else 12)
 
 
 def test_it_learns_digits(splits: Splits, tmp_path: Path) -> None:
