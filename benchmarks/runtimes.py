@@ -3,7 +3,7 @@
 Each network is distilled from resnet56 on CIFAR-10 images for a few epochs, quantized by the ladder, converted for
 every runtime, compared with the ONNX file, asked about all test images, and timed beside the teacher in the same
 runtime, all by the steps of `compress run`. A script that was stopped goes on: finished steps come from the store,
-finished networks from the record. RUNTIMES.md is made from the record by `runtimes.py --page`.
+finished networks from the record, unless they are wanted `--again`; each has the machine that it was measured on. RUNTIMES.md is made from the record by `runtimes.py --page`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from compress.progress import say
 from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import cell_rows
 from compress.report.rows_converted import converted_rows
-from compress.store import Store, read_json, write_atomic, write_json
+from compress.store import Store, read_json, write_atomic
 
 # name → what the recipe says of it
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -42,6 +42,7 @@ PAGE = Path(__file__).with_name("RUNTIMES.md")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="networks [all that are listed]")
+    parser.add_argument("--again", action="store_true", help="those networks too that the record has")
     parser.add_argument("--page", action="store_true", help="only write RUNTIMES.md, from the record")
     parser.add_argument("--data", default="", help="folder of CIFAR-10's images")
     parser.add_argument("--teacher-checkpoint", default="", help="weights of the resnet56 teacher")
@@ -75,6 +76,7 @@ def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, An
     ]
     return {
         "network": name,
+        "machine": {key: document["environment"][key] for key in ("cpu_model", "cores_allowed", "system")},
         "shipped": document["shipped"],
         "converted": converted_rows(document),
         "accuracy": accuracy_rows(document, "teacher"),
@@ -87,6 +89,7 @@ def table_of(row: dict[str, Any]) -> list[str]:
     threads = sorted({each["threads"] for each in row["cells"]})
     lines = [
         f"## `{row['network']}`", "",
+        f"{row['machine']['cpu_model']}, {row['machine']['cores_allowed']} cores, {row['machine']['system']}.", "",
         "| stage | runtime | same answers as ONNX | top-1 % (95 %) | bytes | over the teacher there |"
         + "".join(f" ms, {number} thread{'s' * (number > 1)} (95 %) |" for number in threads),
         "| --- | --- | --- | --- | ---: | --- |" + " --- |" * len(threads),
@@ -137,7 +140,7 @@ def refused(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def page(found: dict[str, Any]) -> str:
-    machine, rows = found["machine"], found["rows"]
+    rows = found["rows"]
     offered = sum(len(row["converted"]) for row in rows)
     failures = refused(rows)
     lines = [
@@ -145,8 +148,7 @@ def page(found: dict[str, Any]) -> str:
         f"Made by `runtimes.py --page` from `records/runtimes.json`: {found['images']} train images, {found['epochs']} "
         "epochs of distillation from resnet56; top-1 of the files themselves on CIFAR-10's 10,000 test images; latency "
         f"of one image, tier `{found['tier']}`, every file of a network interleaved with the teacher in every runtime.",
-        "", f"{machine['cpu_model']}, {machine['cores_allowed']} cores, {machine['system']}. Latencies of a desktop "
-        "CPU rank no phones.", "",
+        "", "Latencies are of the machine named with each network, and those of a desktop CPU rank no phones.", "",
         f"{offered - len(failures)} of {offered} files for other runtimes answer as their ONNX file does and are "
         "offered.", *(f"- {text}" for text in failures), "",
     ]  # fmt: skip
@@ -160,15 +162,16 @@ def main() -> int:
     if options.page:
         write_atomic(PAGE, page(read_json(options.record)).encode())
         return record.CLAIM_HOLDS
-    partial, store = options.record.with_suffix(".partial.json"), Store.default()
-    rows = read_json(partial)["rows"] if partial.exists() else []
+    store = Store.default()
     for name in options.networks:
-        if name not in {row["network"] for row in rows}:
+        rows = read_json(options.record)["rows"] if options.record.exists() else []
+        if options.again or name not in {row["network"] for row in rows}:
             say(name)
-            rows.append(row_of(options, store, name))
-            write_json(partial, {"rows": rows})
-    record.write(options.record, {k: getattr(options, k) for k in ("images", "epochs", "tier")} | {"rows": rows})
-    partial.unlink()
+            others = [row for row in rows if row["network"] != name]
+            rows = sorted([*others, row_of(options, store, name)], key=lambda row: list(NETWORKS).index(row["network"]))
+            record.write(
+                options.record, {k: getattr(options, k) for k in ("images", "epochs", "tier")} | {"rows": rows}
+            )
     return record.CLAIM_HOLDS
 
 
