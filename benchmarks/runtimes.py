@@ -3,7 +3,8 @@
 Each network is distilled from resnet56 on CIFAR-10 images for a few epochs, quantized by the ladder, converted for
 every runtime, compared with the ONNX file, asked about all test images, and timed beside the teacher in the same
 runtime, all by the steps of `compress run`. A script that was stopped goes on: finished steps come from the store,
-finished networks from the record, unless they are wanted `--again`; each has the machine that it was measured on. RUNTIMES.md is made from the record by `runtimes.py --page`.
+finished networks from the record, unless they are wanted `--again`; each has the machine that it was measured on.
+RUNTIMES.md is made from the record by `runtimes.py --page`.
 """
 
 import argparse
@@ -169,9 +170,8 @@ def main() -> int:
             say(name)
             others = [row for row in rows if row["network"] != name]
             rows = sorted([*others, row_of(options, store, name)], key=lambda row: list(NETWORKS).index(row["network"]))
-            record.write(
-                options.record, {k: getattr(options, k) for k in ("images", "epochs", "tier")} | {"rows": rows}
-            )
+            settings = {key: getattr(options, key) for key in ("images", "epochs", "tier")}
+            record.write(options.record, settings | {"rows": rows})
     return record.CLAIM_HOLDS
 
 
