@@ -27,6 +27,7 @@ _TOGETHER = {
 }
 MOST_EPOCHS, LEAST_EPOCHS = 30, 5
 LARGE_TRAIN_SPLIT = 10_000
+LEARNING_RATE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         teacher_epochs=teacher_epochs,
         recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),
         batch_size=min(images, recipe.batch_size or usual_batch),
+        learning_rate=recipe.learning_rate or getattr(data.module, "LEARNING_RATE", LEARNING_RATE),
         views=recipe.views or _views(recipe, learnt_from, epochs),
         tier=getattr(data.module, "TIER", "quick") if recipe.tier == "auto" else recipe.tier,
     )

@@ -103,8 +103,9 @@ class Recipe:
     recover_epochs: int = knob(0, "epochs of recovery after pruning; 0: a quarter", low=0, high=100_000)
     batch_size: int = knob(0, "images a step; 0: from the number of images", low=0, high=65_536)
     learning_rate: float = knob(
-        0.05, "peak learning rate of an objective of the size of plain cross-entropy", low=1e-7, high=100
-    )
+        0.0, "peak learning rate of an objective of the size of plain cross-entropy; 0: chosen from the data", low=0,
+        high=100,
+    )  # fmt: skip
     optimizer: str = knob("sgd", "optimizer", choices=("sgd", "adamw"))
     schedule: str = knob("cosine", "shape of the learning rate", choices=("cosine", "onecycle", "constant"))
     weight_decay: float = knob(5e-4, "weight decay of matrices and kernels", low=0, high=10)

@@ -17,7 +17,7 @@ Config = knobs.NoKnobs
 # enough for images this easy
 EPOCHS = 22
 TEACHER_EPOCHS = 10
-BATCH_SIZE = 64
+BATCH_SIZE, LEARNING_RATE = 64, 0.1
 TIER = "smoke"
 
 _VERSION = 1
