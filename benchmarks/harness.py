@@ -102,7 +102,7 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, An
         (a, s, n), (b, t, m) = (log_speedup(run, slow, fast) for run in (first, second))
         error = math.hypot(s, t)
         freedom = error**4 / (s**4 / (n - 1) + t**4 / (m - 1)) if error else n + m - 2
-        half = stats.t_quantile(0.975, freedom) * error
+        half = stats.t_quantile(0.975, max(1, math.floor(freedom))) * error  # fewer are on the safe side
         rows.append({"slow": slow, "fast": fast, "first": math.exp(a), "second": math.exp(b), "difference": b - a,
                      "low": b - a - half, "high": b - a + half, "alike": abs(b - a) <= half})  # fmt: skip
     return rows
@@ -126,6 +126,7 @@ def main() -> int:
     options = parser.parse_args()
     runs = read_json(options.record)["runs"] if options.record.exists() else []
     runs.append(measured(bench.TIERS[options.tier], options.seed + len(runs), Store.default()))
+    record.write(options.record, {"runs": runs})  # what took minutes is kept, whatever becomes of the comparison
     pair, run = apart(runs), runs[-1]
     repeats = compared(*pair) if pair else []
     alike = sum(row["alike"] for row in repeats)
