@@ -248,6 +248,17 @@ def test_debug_shows_the_traceback_too(run) -> None:
     assert "Traceback" not in run("ruin")[2]
 
 
+def test_a_terminal_gets_lines_that_it_holds_and_a_log_one_line(monkeypatch) -> None:
+    error = CompressError("word " * 40 + "a" * 90, code="E-BUG", hint="more " * 30)
+    assert failures.text(error).count("\n") == 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = failures.text(error).splitlines()
+    # what has no place to break, such as a path, stays whole to be copied
+    assert max(len(line) for line in lines if "aaa" not in line) <= 80 and "    " + "a" * 90 in lines
+    assert " ".join(" ".join(lines).split()) == " ".join(failures.text(error).split())
+
+
 def test_interruptions_are_no_bugs(run, monkeypatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,9 @@
 """What a failed command prints: the error with its code, cause and hint, or the way to a report of a bug of ours."""
 
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 
@@ -10,6 +12,7 @@ import click
 from compress.errors import CompressError
 from compress.progress import QUIET_VARIABLE
 
+WIDTH = 80
 DEBUG_VARIABLE = "COMPRESS_DEBUG"  # set: the traceback of every error; what `--debug` sets
 
 
@@ -38,12 +41,21 @@ def text(error: CompressError) -> str:
 
 
 def _lines(code: str, message: str, middle: list[str], hint: str) -> str:
-    lines = [f"error[{code}]: {message}", *middle]
+    lines = [_fitted(f"error[{code}]: {message}"), *middle]
     if hint:
-        lines.append(f"  hint: {hint}")
+        lines.append(_fitted(f"  hint: {hint}"))
     if not os.environ.get(QUIET_VARIABLE):
         lines.append(f"  more: compress explain {code}")
     return "\n".join(lines)
+
+
+def _fitted(text: str) -> str:
+    """`text` in lines that a terminal holds; as it is in a log, which is searched."""
+    if not sys.stderr.isatty():
+        return text
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    wrap = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap.fill(line) for line in text.split("\n"))
 
 
 def _causes(error: CompressError) -> Iterator[str]:
