@@ -46,7 +46,7 @@ class Tier:
 
 
 _TIERS = (
-    Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.25, extra_rounds=0),
+    Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.15, extra_rounds=0),
     Tier(name="quick", rounds=5, warmup_runs=10, warmup_s=0.5, block_s=1.0),
     Tier(name="standard", rounds=10, warmup_runs=10, warmup_s=1.0, block_s=2.0),
     Tier(name="rigorous", rounds=30, warmup_runs=30, warmup_s=3.0, block_s=10.0),
