@@ -11,7 +11,7 @@ from compress.report import plots_ladder, plots_pruning, plots_tree, tables_corr
 from compress.report.markup import clean
 from compress.report.runner import runner_sentences
 from compress.report.tables import parity_text
-from compress.report.words import CHOICE
+from compress.report.words import CHOICE, CORRUPTIONS
 
 WIDTH = 80
 _HEADS = ("stage", "top-1 % (95 %)", "median", "speed-up (95 %)", "file")
@@ -299,7 +299,7 @@ def render(document: dict[str, Any]) -> str:
     if document["derived"]["converted"]:
         parts += ["## Files for other runtimes", "", *_converted_lines(document), ""]
     if lines := tables_corruptions.lines(document):
-        parts += ["## On corrupted images", "", *(f"- {escaped(words)}" for words in lines), ""]
+        parts += ["## On corrupted images", "", escaped(CORRUPTIONS), "", *(f"- {escaped(text)}" for text in lines), ""]
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:

@@ -11,7 +11,7 @@ def corruptions(document: dict[str, Any]) -> Markup:
     """One row a file: top-1 by kind of corruption, the change by all of them, and how it differs from the teacher's."""
     rows = document["derived"]["corruptions"]
     kinds = list(rows[0]["kinds"])
-    heads = ("stage", *(f"{kind}, top-1" for kind in kinds), "all", "against the teacher's (95 %)")
+    heads = ("stage", *kinds, "all", "against the teacher's (95 %)")
     drawn = [
         element(
             "tr",
@@ -27,8 +27,8 @@ def corruptions(document: dict[str, Any]) -> Markup:
 
 
 def severities(kind: dict[str, Any]) -> str:
-    """Top-1 at each severity, the mildest first."""
-    return " / ".join(fmt.percent(each["value"]) for each in kind["severities"])
+    """Top-1 in percent at each severity, the mildest first."""
+    return " / ".join(fmt.percent(each["value"]).removesuffix(" %") for each in kind["severities"])
 
 
 def lines(document: dict[str, Any]) -> list[str]:

@@ -86,7 +86,7 @@ PACED = (
 )
 
 CORRUPTIONS = (
-    "Top-1 on the report images made worse on purpose: the mean of three severities of each kind, and below it the "
-    "mild, the middle and the strong one. `All` is the change of the file's own top-1 by the mean corruption; the last "
-    "column, how that differs from the teacher's change on the same images."
+    "Top-1 on the report images made worse on purpose: the mean of three severities of each kind, and with it the "
+    "mild, the middle and the strong one. All: the change of the file's own top-1 by the mean corruption; and last, "
+    "how that differs from the teacher's change on the same images."
 )
