@@ -34,10 +34,12 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
     publish.prepare(places)
     with exclusive(places.lock, publish.refuse_second(places)):
         splits = plan.load_data(recipe, store, plugins)
-        inputs = publish.inputs_digest(recipe, splits, plugins)
+        inputs = publish.inputs_of(recipe, splits, plugins)
         document = publish.finished(places, inputs)
         if document is not None:
             return Result(models=places.models, reports=places.reports, document=document, reused=True)
+        if reason := publish.why_again(places, inputs):
+            say(f"{places.models} is made again ({reason}); steps that depend on nothing of that are kept")
         from compress import rehearsal, run_measurements, screen
         from compress.chain import make_chain
 
@@ -52,7 +54,7 @@ def run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | None =
             "started": started_at.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
         }
-        resolved = publish.inputs_digest(job.recipe, splits, plugins)
+        resolved = publish.inputs_of(job.recipe, splits, plugins)
         document = publish.publish(places, job, links, measured, [inputs, resolved])
     return Result(models=places.models, reports=places.reports, document=document, reused=False)
 
@@ -64,7 +66,7 @@ def dry_run(recipe: Recipe, *, plugins: tuple[Path, ...] = (), store: Store | No
     store = store or Store.default()
     places = publish.places(recipe)
     splits = plan.load_data(recipe, store, plugins)
-    inputs = publish.inputs_digest(recipe, splits, plugins)
+    inputs = publish.inputs_of(recipe, splits, plugins)
     able = partial(rehearsal.try_networks, store=store)
     recipe, _ = screen.resolve(recipe, splits, store, plugins, able, trials=Peek(store.root))
     job = plan.make(recipe, splits, plugins)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from compress.runtime_files import Offer
 
 GOLDEN_IMAGES = 16
+RECIPE = "the recipe"
 REPORT_FILES = ("report.json", "report.md", "report.html", "samples.npz")
 
 
@@ -93,21 +94,19 @@ def refuse_second(found: Places) -> Callable[[str], None]:
     return refuse
 
 
-def inputs_digest(recipe_: Recipe, splits: Splits, plugins: tuple[Path, ...]) -> str:
-    """Digest of all that a run depends on, computed without torch: equal digests mean nothing to do."""
+def inputs_of(recipe_: Recipe, splits: Splits, plugins: tuple[Path, ...]) -> dict[str, str]:
+    """Digests of all that a run depends on, by what it is, computed without torch: equal ones mean nothing to do."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     named = [Path(text) for text in (*recipe_.teacher, *recipe_.teacher_checkpoint)]
-    return digest(
-        {
-            "recipe": asked_digest(recipe_),
-            "splits": [getattr(splits, s).digest for s in ("train", "select", "calibrate", "report")],
-            "transfer": splits.transfer.digest if splits.transfer else "",
-            "plugins": [file_digest(p) for p in plugins],
-            "teacher files": [file_digest(path) for path in named if path.is_file()],
-            "program": [file_digest(p) for p in sources],
-            "machine": environment.fingerprint(environment.capture()),
-        }
-    )
+    transfer = splits.transfer.digest if splits.transfer else ""
+    parts = {
+        "the data": [getattr(splits, s).digest for s in ("train", "select", "calibrate", "report")] + [transfer],
+        "a plugin": [file_digest(p) for p in plugins],
+        "a teacher's file": [file_digest(path) for path in named if path.is_file()],
+        "this program": [file_digest(p) for p in sources],
+        "this machine, or a runtime on it": environment.fingerprint(environment.capture()),
+    }
+    return {RECIPE: asked_digest(recipe_)} | {name: digest(part) for name, part in parts.items()}
 
 
 def _manifest(found: Places) -> dict[str, Any] | None:
@@ -119,22 +118,34 @@ def _manifest(found: Places) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def finished(found: Places, inputs: str) -> dict[str, Any] | None:
+def finished(found: Places, inputs: dict[str, str]) -> dict[str, Any] | None:
     """The report of an earlier run of the same inputs whose files are all still as its manifest says, or None."""
     manifest = _manifest(found)
-    if manifest is None or inputs not in manifest.get("inputs_digests", ()):
-        return None
-    listed = [(found.models / e["file"], e["sha256"]) for e in manifest["files"]]
-    listed += [(found.reports / e["file"], e["sha256"]) for e in manifest["report"]]
-    if any(not path.is_file() or file_digest(path) != expected for path, expected in listed):
+    if manifest is None or inputs not in manifest.get("made_of", ()) or not _whole(found, manifest):
         return None
     return read_json(found.reports / "report.json")
 
 
+def why_again(found: Places, inputs: dict[str, str]) -> str:
+    """Why a run that has finished once is not finished for `inputs`; "" where there was none of this recipe."""
+    manifest = _manifest(found) or {}
+    earlier = [each for each in manifest.get("made_of", ()) if each.get(RECIPE) == inputs[RECIPE]]
+    if not earlier:
+        return ""
+    changed = [name for name, value in inputs.items() if earlier[-1].get(name) != value]
+    return f"changed since: {', '.join(changed)}" if changed else "a file of it is missing or was changed"
+
+
+def _whole(found: Places, manifest: dict[str, Any]) -> bool:
+    listed = [(found.models / e["file"], e["sha256"]) for e in manifest["files"]]
+    listed += [(found.reports / e["file"], e["sha256"]) for e in manifest["report"]]
+    return all(path.is_file() and file_digest(path) == expected for path, expected in listed)
+
+
 def publish(
-    found: Places, job: "Job", links: list["Link"], measured: dict[str, Any], inputs: list[str]
+    found: Places, job: "Job", links: list["Link"], measured: dict[str, Any], inputs: list[dict[str, str]]
 ) -> dict[str, Any]:  # fmt: skip
-    """Make both folders and put them in place. Returns the report document. `inputs`: digests of what was asked for,
+    """Make both folders and put them in place. Returns the report document. `inputs`: `inputs_of` what was asked for,
     and of what it resolved into: the run's own recipe file asks for the same.
     """
     from compress import report
@@ -153,7 +164,7 @@ def publish(
     write_atomic(models / "recipe.toml", recipe.to_toml(job.recipe).encode())
     write_atomic(models / "card.md", card.render(document, converted, found.models, found.reports).encode())
     manifest = _new_manifest(found, job, run, document) | {
-        "inputs_digests": inputs,
+        "made_of": inputs,
         "converted": converted,
         "files": _listed(models),
         "report": _listed(reports),

@@ -159,6 +159,25 @@ def test_same_command_again_computes_nothing(finished):
 
 
 @pytest.mark.slow
+def test_what_is_made_again_has_a_reason(finished, monkeypatch):
+    from compress import publish, recipe
+
+    monkeypatch.chdir(finished)
+    found = publish.places(recipe.from_values({**recipe.read(Path("models/small/recipe.toml")), "name": "small"}))
+    asked = json.loads(Path("models/small/manifest.json").read_text())["made_of"][0]
+    assert publish.finished(found, asked)
+    other = asked | {"this program": "-", "the data": "-"}
+    assert publish.finished(found, other) is None
+    assert publish.why_again(found, other) == "changed since: the data, this program"
+    assert publish.why_again(found, asked | {"the recipe": "-"}) == ""
+    page = Path("reports/small/report.html")
+    text = page.read_text()
+    page.write_text(text + " ")
+    assert publish.finished(found, asked) is None and "a file of it" in publish.why_again(found, asked)
+    page.write_text(text)
+
+
+@pytest.mark.slow
 def test_recipe_gives_the_same_run_and_another_quantizer_trains_nothing(finished):
     done = compress(
         finished, "run", "--recipe", "models/small/recipe.toml", "--quantize", "int8:calibrator=percentile",
