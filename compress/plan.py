@@ -135,7 +135,6 @@ def _lacks(recipe: Recipe) -> str:
 def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
     """Resolve every name and automatic value. Raises UsageError naming the key."""
     learnt_from = splits.transfer or splits.train
-    images = len(learnt_from.labels)
     teachers = teacher_plan.resolve(recipe, splits.train, plugins)
     _check_classes(recipe, splits, teachers)
     overrides = {"width": recipe.width} if recipe.width else {}
@@ -157,11 +156,6 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         _refuse_leaked_images(splits)
     for name in recipe.runtimes:
         catalog.load("runtimes", name, plugins)
-    data = catalog.load("data", data_spec(recipe, plugins), plugins)
-    automatic = max(LEAST_EPOCHS, min(MOST_EPOCHS, round(IMAGES_SEEN / images)))
-    epochs = recipe.epochs or getattr(data.module, "EPOCHS", automatic)
-    teacher_epochs = recipe.teacher_epochs or getattr(data.module, "TEACHER_EPOCHS", automatic)
-    usual_batch = getattr(data.module, "BATCH_SIZE", 128 if images >= LARGE_TRAIN_SPLIT else 32)
     resolved = dataclasses.replace(
         recipe,
         teacher=tuple(teacher.spec for teacher in teachers),
@@ -172,13 +166,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         peer=tuple(entry.spec for entry in peers),
         pruner=pruner.spec if pruner else recipe.pruner,
         quantize=quantizer.label if quantizer else "",  # what the target sets, another target may set otherwise
-        epochs=epochs,
-        teacher_epochs=teacher_epochs,
-        recover_epochs=recipe.recover_epochs or max(1, round(epochs / 4)),
-        batch_size=min(images, recipe.batch_size or usual_batch),
-        learning_rate=recipe.learning_rate or getattr(data.module, "LEARNING_RATE", LEARNING_RATE),
-        views=recipe.views or _views(recipe, learnt_from, epochs),
-        tier=getattr(data.module, "TIER", "quick") if recipe.tier == "auto" else recipe.tier,
+        **_chosen_from(catalog.load("data", data_spec(recipe, plugins), plugins), recipe, learnt_from),
     )
     return Job(
         recipe=resolved,
@@ -193,6 +181,23 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         plugins=plugins,
         device=_device(recipe.device),
     )
+
+
+def _chosen_from(data: Entry, recipe: Recipe, learnt_from: Dataset) -> dict[str, Any]:
+    """How to train and measure: as the recipe says, else as the data's own module, else by the number of images."""
+    images, own = len(learnt_from.labels), vars(data.module)
+    automatic = max(LEAST_EPOCHS, min(MOST_EPOCHS, round(IMAGES_SEEN / images)))
+    epochs = recipe.epochs or own.get("EPOCHS", automatic)
+    usual_batch = own.get("BATCH_SIZE", 128 if images >= LARGE_TRAIN_SPLIT else 32)
+    return {
+        "epochs": epochs,
+        "teacher_epochs": recipe.teacher_epochs or own.get("TEACHER_EPOCHS", automatic),
+        "recover_epochs": recipe.recover_epochs or max(1, round(epochs / 4)),
+        "batch_size": min(images, recipe.batch_size or usual_batch),
+        "learning_rate": recipe.learning_rate or own.get("LEARNING_RATE", LEARNING_RATE),
+        "views": recipe.views or _views(recipe, learnt_from, epochs),
+        "tier": own.get("TIER", "quick") if recipe.tier == "auto" else recipe.tier,
+    }
 
 
 def calibrates(quantizer: Entry | None) -> bool:

@@ -335,10 +335,11 @@ def test_a_session_that_was_stopped_goes_on_where_it_was(tmp_path, splits, monke
     monkeypatch.setattr(bench, "measure", measure)
     again = Count(monkeypatch, bench, "measure")
     found = candidates.latencies(mine, subject, [file])
-    assert rounds == [0] and len(again.calls) == bench.TIERS[candidates.TIER].rounds - 1 == 2
+    left = bench.TIERS[candidates.TIER].rounds - 1
+    assert rounds == [0] and len(again.calls) == left > 0
     latency = found.of[file.stage]
     assert latency["low"] <= latency["value"] <= latency["high"] and found.control
-    assert candidates.latencies(mine, subject, [file]) == found and len(again.calls) == 2
+    assert candidates.latencies(mine, subject, [file]) == found and len(again.calls) == left
 
 
 def test_the_bound_lies_below_the_file_in_both_precisions(store, splits) -> None:
