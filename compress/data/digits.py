@@ -15,8 +15,8 @@ from compress.data_source import Progress, Source, cached_arrays, stratified
 Config = knobs.NoKnobs
 
 # enough for images this easy
-EPOCHS = 20
-TEACHER_EPOCHS = 8
+EPOCHS = 22
+TEACHER_EPOCHS = 10
 BATCH_SIZE, LEARNING_RATE = 64, 0.1
 TIER = "smoke"
 
