@@ -208,7 +208,6 @@ def corrupted_step(job: Job, store: Store, artifact: Artifact, runtime: str, dat
     parts = {
         "version": VERSIONS["corrupted"],
         **_asked(job, artifact, runtime, dataset),
-        "code": file_digest(Path(corruptions.__file__)),
         "versions": versions("numpy", "Pillow"),
     }
 

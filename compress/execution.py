@@ -46,7 +46,7 @@ class Execution:
 
     def arrange(self, inputs: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        count, channels, height, width = inputs.shape
+        _, channels, height, width = inputs.shape
         strides = (1, width * channels, channels) if self.channels_last else (height * width, width, 1)
         # of one channel both layouts are the same memory, and the strides alone tell kernels which of them goes on
         return inputs.contiguous(memory_format=layout).as_strided(inputs.shape, (channels * height * width, *strides))
