@@ -29,7 +29,8 @@ PARITY_TOLERANCE = 1e-3
 
 def export_onnx(network: Network, path: Path, *, recipe_digest: str, opset: int = OPSET) -> None:
     """Write `network` to `path` through torch's dynamo exporter, BatchNorm folded, subnormal weights flushed."""
-    folded = fold_batchnorm(network)
+    # of channels-last weights the exporter would make transpositions
+    folded = fold_batchnorm(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for module in folded.modules():
         # the exporter takes apart what works in place, for half of its time, and ends with the same graph
         if getattr(module, "inplace", False) is True:

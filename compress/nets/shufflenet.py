@@ -7,12 +7,14 @@ both, images under 160 pass the convolution at stride 1.
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2
+from torchvision.models.shufflenetv2 import InvertedResidual
 
 from compress import fitting
 from compress.config import knob
 from compress.errors import UsageError
+from compress.shuffle import interleave
 
 # torchvision's published counts, 1000 classes at 224 pixels
 PARAMETERS = {
@@ -44,13 +46,21 @@ class Config:
     width: float = knob(0.5, "width of the paper's table 5: 0.5, 1, 1.5 or 2", low=0.5, high=2)
 
 
+class Unit(InvertedResidual):
+    """torchvision's, with a shuffle that keeps the memory layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, taken = x.chunk(2, dim=1) if self.stride == 1 else (self.branch1(x), x)
+        return interleave(kept, self.branch2(taken))
+
+
 def build(config: Config, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     if config.width not in _CHANNELS:
         raise UsageError(
             f"`width` of shufflenet must be one of 0.5, 1, 1.5, 2 (the paper's), got {config.width:g}",
             code="E-KNOB-CHOICE",
         )
-    net = ShuffleNetV2([4, 8, 4], list(_CHANNELS[config.width]), num_classes)
+    net = ShuffleNetV2([4, 8, 4], list(_CHANNELS[config.width]), num_classes, Unit)
     conv_stride, pool_stride = fitting.stem(min(input_shape[1:]))
     net.conv1[0] = fitting.first_layer(net.conv1[0], input_shape[0], conv_stride)
     if pool_stride == 1:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from compress import fitting
 from compress.config import knob
 from compress.errors import UsageError
+from compress.shuffle import shuffle
 
 # pytorchcv's counts; of width 1.5, the authors' 3.4 and 4.3 million; of 8 groups at 0.5, our own sum
 PARAMETERS = {
@@ -61,15 +62,6 @@ _UNITS = (4, 8, 4)
 class Config:
     groups: int = knob(3, "groups of the 1×1 convolutions: 1, 2, 3, 4 or 8 (the paper's)", low=1, high=8)
     width: float = knob(0.5, "width multiplier: 0.25, 0.5, 1, 1.5 or 2", low=0.25, high=2)
-
-
-def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Channels of maps `[B,C,H,W]` in the order in which each group gets its share of every group.
-
-    >>> shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2).flatten().int().tolist()
-    [0, 3, 1, 4, 2, 5]
-    """
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _up(channels: int, groups: int) -> int:
