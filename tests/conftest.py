@@ -1,9 +1,11 @@
 """The order of the files: what takes minutes begins first, so that no worker is left alone with it at the end. A
-processor for each worker, and a short tier for chains.
+processor for each worker, a short tier for chains, and nothing made twice that another library makes.
 """
 
 import dataclasses
+import functools
 import os
+import sys
 
 import pytest
 
@@ -37,4 +39,29 @@ def few_rounds():
     shorter = dataclasses.replace(bench.TIERS["smoke"], rounds=2, warmup_s=0.02, block_s=0.05)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bench.TIERS, "smoke", shorter)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_probes():
+    """How a network runs fastest is asked in one round: here it may be wrong."""
+    if "compress.execution" not in sys.modules:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compress.execution.FEWEST_ROUNDS", 1)
+        patch.setattr("compress.execution.ENOUGH_S", 0.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators():
+    """torch's exporter reads its table of operators anew for every file, a third of a small network's export."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield

@@ -4,6 +4,7 @@ The files are of a small network, for some converters take a second a layer, and
 something.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def store(tmp_path_factory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
+@functools.cache
 def able(name: str, store: Store) -> str:
     return bench.runtime_state(name, store.root / "scratch")["unavailable"]
 
@@ -82,8 +84,9 @@ def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, t
     (done,) = convert_file.convert_file(artifact, (name,), wanted, out, store)
     assert done.folder == out / name, done.offer.failure
     assert {"README.md", "golden.npz", "labels.json", "preprocessing.json"} <= {p.name for p in done.folder.iterdir()}
-    ran = subprocess.run(example(done.folder), cwd=done.folder, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0 and "expected" in ran.stdout, ran.stdout + ran.stderr
+    if precision == "int8":  # the same example as the float file's, of a file that is harder to run
+        ran = subprocess.run(example(done.folder), cwd=done.folder, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0 and "expected" in ran.stdout, ran.stdout + ran.stderr
     versions = json.loads((done.folder / "versions.json").read_text())
     assert versions["source"]["sha256"] == artifact.digest and versions["tools"]
     for entry in versions["files"]:

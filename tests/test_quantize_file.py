@@ -1,6 +1,7 @@
 """`compress quantize`: files of the user's own, what is refused, and what is said of the rest."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,20 @@ def store(tmp_path: Path, monkeypatch) -> Store:
     return Store.default()
 
 
-@pytest.fixture
-def model(network_, tmp_path: Path) -> Path:
-    export.export_onnx(network_, tmp_path / "model.onnx", recipe_digest="abc")
-    return tmp_path / "model.onnx"
+@pytest.fixture(scope="module")
+def exported(network_, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export.export_onnx(network_, path, recipe_digest="abc")
+    return path
 
 
 @pytest.fixture
-def foreign(network_, splits: Splits, tmp_path: Path) -> Path:
+def model(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(exported, tmp_path / "model.onnx"))
+
+
+@pytest.fixture
+def foreign(network_, tmp_path: Path) -> Path:
     """A file that takes normalised images and says nothing of itself."""
     contract = dataclasses.replace(network_.contract, mean=(0.0,), std=(1.0,))
     export.export_onnx(network.Network(network_.body, contract), tmp_path / "foreign.onnx", recipe_digest="")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,13 +111,21 @@ def job(splits: Splits, **values: object) -> plan.Job:
     return plan.make(recipe.from_values({"kd": "kd", **values}), splits)
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("teachers") / "untrained.onnx"
+    export.export_onnx(make(), path, recipe_digest="x")
+    return path
+
+
 @pytest.mark.parametrize("spec", ["fitnet", "attention", "rkd", "attention_gradient"])
-def test_methods_that_need_more_say_so_before_any_training(spec: str, splits: Splits, tmp_path: Path) -> None:
+def test_methods_that_need_more_say_so_before_any_training(
+    spec: str, untrained: Path, splits: Splits, tmp_path: Path
+) -> None:
     from compress import rehearsal
 
-    export.export_onnx(make(), tmp_path / "t.onnx", recipe_digest="x")
     with pytest.raises(UsageError) as caught:
-        rehearsal.try_networks(job(splits, teacher=str(tmp_path / "t.onnx"), kd=spec), Store(tmp_path))
+        rehearsal.try_networks(job(splits, teacher=str(untrained), kd=spec), Store(tmp_path))
     print(caught.value)
     assert spec in str(caught.value)
 
@@ -169,18 +178,16 @@ def test_an_onnx_file_of_fixed_batch_and_foreign_normalisation(splits: Splits, t
     assert got.shape == (6, 10) and torch.allclose(got, wanted, atol=1e-4 * float(wanted.abs().max()))
 
 
-def test_bad_onnx_teachers_are_refused_by_name(splits: Splits, tmp_path: Path) -> None:
+def test_bad_onnx_teachers_are_refused_by_name(untrained: Path, splits: Splits, tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(b"\x00garbage" * 50)
-    export.export_onnx(make(), tmp_path / "untrained.onnx", recipe_digest="x")
-    wrong = network.build(
-        "resnet_cifar:depth=8", class_names=("a", "b"), input_shape=(1, 8, 8), mean=(0.5,), std=(1.0,), seed=0
-    )
-    export.export_onnx(wrong.eval(), tmp_path / "classes.onnx", recipe_digest="x")
-    colour = network.build(
-        "resnet_cifar:depth=8", class_names=splits.train.class_names, input_shape=(3, 8, 8), mean=(0.5,) * 3,
-        std=(1.0,) * 3, seed=0,
-    )  # fmt: skip
-    export.export_onnx(colour.eval(), tmp_path / "colour.onnx", recipe_digest="x")
+    shutil.copy(untrained, tmp_path / "untrained.onnx")
+    tens = splits.train.class_names
+    for name, names, channels in (("classes", ("a", "b"), 1), ("colour", tens, 3)):
+        statistics = {"mean": (0.5,) * channels, "std": (1.0,) * channels}
+        wrong = network.build(
+            "mlp:depth=1,hidden=8", class_names=names, input_shape=(channels, 8, 8), **statistics, seed=0
+        )  # fmt: skip
+        export.export_onnx(wrong.eval(), tmp_path / f"{name}.onnx", recipe_digest="x")
     bad = (("noise", "noise.onnx"), ("untrained", "chance"), ("classes", "classes"), ("colour", "3 channels"))
     for name, part in bad:
         made = job(splits, teacher=str(tmp_path / f"{name}.onnx"))
@@ -194,7 +201,7 @@ def test_a_teacher_of_another_size_is_resized_inside_and_exports(tmp_path: Path)
     import onnxruntime
 
     for size in (16, 4):
-        net = make(size=size)
+        net = make("mlp:depth=1,hidden=16", size=size)
         asked = batch()
         resized = torch.nn.functional.interpolate(asked.inputs, (size, size), mode="bilinear", antialias=True)
         with torch.no_grad():
@@ -216,7 +223,7 @@ def test_a_teacher_of_another_size_is_resized_inside_and_exports(tmp_path: Path)
 def test_an_onnx_file_of_another_size_is_given_resized_images(size: int, tmp_path: Path) -> None:
     import onnxruntime
 
-    inside, path = make(size=size), tmp_path / "t.onnx"
+    inside, path = make("mlp:depth=1,hidden=16", size=size), tmp_path / "t.onnx"
     contract = dataclasses.replace(inside.contract, input_shape=(1, size, size), size=0)
     export.export_onnx(Network(inside.body, contract).eval(), path, recipe_digest="x")
     export.prepend_resize(path, (8, 8))
@@ -247,12 +254,10 @@ def test_a_resized_size_is_the_same_at_run_time_and_by_shape_inference(own: int,
     assert session.run(None, {"x": np.zeros((2, 1, given, given), np.float32)})[0].shape == (2, 1, own, own)
 
 
-def test_an_operator_set_that_cannot_shrink_images_is_named(tmp_path: Path) -> None:
+def test_an_operator_set_that_cannot_shrink_images_is_named(untrained: Path, tmp_path: Path) -> None:
     import onnx
 
-    path = tmp_path / "old.onnx"
-    export.export_onnx(make(), path, recipe_digest="x")
-    model = onnx.load(path)
+    path, model = tmp_path / "old.onnx", onnx.load(untrained)
     model.opset_import[0].version = 17
     onnx.save(model, path)
     with pytest.raises(InputRejected, match="opset 17") as caught:
