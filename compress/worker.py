@@ -303,6 +303,10 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         with stage("repeated", facts):
             repeated_ns, *_ = repeat(adapter, session, same(pool, spec["batch"]), MIN_BLOCK_RUNS, spec["extra_s"])
             facts["repeated_median_ns"] = statistics.median(repeated_ns)
+        if hasattr(adapter, "placement"):
+            with stage("placement", facts):
+                nodes = adapter.placement(spec["model"], spec["threads"], first)
+            facts["effective"]["nodes"] = [{"provider": name, "count": count} for name, count in nodes.items()]
         # of work that is done elsewhere, on a GPU or in a browser, this CPU's peaks say nothing
         facts |= {} if hasattr(adapter, "timed") else peaks()
     return {

@@ -42,6 +42,29 @@ def test_every_other_load_is_cold_and_the_first_rounds_look_at_more(artifact, im
     assert max(visit["peak_rss_bytes"] for visit in found.visits) < 400e6
 
 
+PLACED = """
+
+def placement(path, threads, inputs):
+    if "everything" in __file__:
+        raise RuntimeError("none of its 3 nodes runs there")
+    return {"There": 2, "CPUExecutionProvider": len(inputs)}
+"""
+
+
+def test_nodes_are_placed_in_the_first_rounds_and_none_there_is_a_failure(artifact, images, tmp_path, monkeypatch):  # noqa: F811
+    adapters(monkeypatch, tmp_path, some="pass", everything="pass")
+    for name in ("some", "everything"):
+        with (tmp_path / f"{name}.py").open("a") as file:
+            file.write(PLACED)
+    cells = [cell("some", artifact, "some"), cell("everything", artifact, "everything")]
+    found, failed = bench.measure(cells, images, TIER, seed=0, scratch=tmp_path / "s")
+    nodes = [visit["effective"].get("nodes") for visit in found.visits]
+    asked = [{"provider": "There", "count": 2}, {"provider": "CPUExecutionProvider", "count": 1}]
+    assert nodes == [asked if number < TIER.extra_rounds else None for number in range(TIER.rounds)]
+    assert {"elsewhere"} <= {flag["code"] for flag in rows_validity.flags(measurement_facts(found, ""))}
+    assert "placement: RuntimeError: none of its 3 nodes runs there" in failed.failure and not failed.visits
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_file_is_forgotten_and_the_system_is_asked_whether_it_was(tmp_path, folder):
     place = tmp_path / "model"

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +115,36 @@ def test_cuda_never_runs_on_the_cpu_in_silence(monkeypatch, providers):
     else:
         with pytest.raises(RuntimeError, match="asked for CUDAExecutionProvider, got CPUExecutionProvider"):
             cuda.open_session("model.onnx", 1)
+
+
+@pytest.fixture
+def cuda_on_the_cpu(monkeypatch):
+    """The CUDA adapter, whose sessions say that they have what was asked for and run on the CPU."""
+    import onnxruntime
+
+    module, made = catalog.load("runtimes", "ort_cuda").module, onnxruntime.InferenceSession
+
+    def opened(path, options, providers):
+        session = made(path, options, providers=["CPUExecutionProvider"])
+        session.get_providers = lambda: [module._PROVIDER]
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    return module
+
+
+def test_where_each_node_runs_is_read_from_a_profile(cuda_on_the_cpu, monkeypatch, tmp_path):
+    """A real profile of a real session; `get_providers` alone would have been believed."""
+    monkeypatch.chdir(tmp_path)
+    model = str(Path(__file__).parents[1] / "models" / "digits-mobilenet" / "student.onnx")
+    inputs = np.zeros((1, 1, 8, 8), np.float32)
+    with pytest.raises(RuntimeError, match=r"none of its \d+ nodes runs in CUDAExecutionProvider: {'CPU"):
+        cuda_on_the_cpu.placement(model, 1, inputs)
+    monkeypatch.setattr(cuda_on_the_cpu, "_PROVIDER", "CPUExecutionProvider")
+    nodes = cuda_on_the_cpu.placement(model, 1, inputs)
+    assert set(nodes) == {"CPUExecutionProvider"} and nodes["CPUExecutionProvider"] > 50
+    assert not list(tmp_path.iterdir()), "a profile was left"
 
 
 def test_copies_to_the_gpu_are_told_apart(monkeypatch):

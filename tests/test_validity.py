@@ -77,6 +77,13 @@ def test_the_quota_stolen_time_the_clock_and_the_warm_up():
     assert codes(quiet(), steady=False) == {"not_steady": "warn"}
 
 
+def test_nodes_that_a_gpu_runtime_left_to_the_cpu():
+    there, here = ({"provider": f"{name}ExecutionProvider", "count": n} for name, n in (("CUDA", 105), ("CPU", 15)))
+    (flag,) = rows_validity.flags(measurement(quiet(), effective={"nodes": [there, here]}))
+    assert flag == {"code": "elsewhere", "severity": "warn", "text": "12.5 % of its nodes run on the CPU all the same"}
+    assert codes(quiet(), effective={"nodes": [there]}) == {}
+
+
 def test_the_worst_comes_first():
     cells = [
         {"cell": "a", "flags": [{"code": "drift", "severity": "warn", "text": "it drifts"}]},
@@ -97,7 +104,14 @@ def test_stolen_ticks(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("timer_ns", "0"), ("steal_fraction", None), ("block_ns", "x"), ("throttled_periods", []), ("steady", "no")],
+    [
+        ("timer_ns", "0"),
+        ("steal_fraction", None),
+        ("block_ns", "x"),
+        ("throttled_periods", []),
+        ("steady", "no"),
+        ("effective", {"nodes": [{"provider": "CPUExecutionProvider", "count": "all"}]}),
+    ],
 )
 def test_what_the_rules_read_is_checked_first(field, value):
     """A hostile or damaged report is refused by the name of the field."""

@@ -18,6 +18,7 @@ RULES: dict[str, tuple[str, float, float | None]] = {
     "same_input": ("one image asked again and again takes {} less time: it may keep answers", 0.10, None),
     "rounding": ("its program's digits may be off by {} of its middle", 0.005, 0.01),
     "hot": ("the phone was slowed down for heat in {} of the rounds", 0.0, None),
+    "elsewhere": ("{} of its nodes run on the CPU all the same", 0.0, None),
     "not_steady": ("its warm-up had not become steady in {} of the rounds", 0.5, None),
 }
 DRIFT_CORRELATION = 0.6
@@ -60,8 +61,15 @@ def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
         "same_input": max(0.0, 1 - _repeated(visits)),
         "rounding": max(visit.get("rounding_ns", 0.0) / middle_ns(visit) for visit in visits),
         "hot": sum(visit.get("thermal_status", 0) > 0 for visit in visits) / len(visits),
+        "elsewhere": max(_on_the_cpu(visit.get("effective", {}).get("nodes", [])) for visit in visits),
         "not_steady": sum(not visit.get("steady", True) for visit in visits) / len(visits),
     }
+
+
+def _on_the_cpu(nodes: list[dict[str, Any]]) -> float:
+    """The share of a GPU runtime's nodes that it left to the CPU; 0 where nobody looked."""
+    left = sum(row["count"] for row in nodes if row["provider"] == "CPUExecutionProvider")
+    return left / max(1, sum(row["count"] for row in nodes))
 
 
 def _repeated(visits: list[dict[str, Any]]) -> float:

@@ -1,8 +1,12 @@
 """ONNX Runtime on an NVIDIA GPU; refuses to run when the CPU would silently take over."""
 
 import ctypes
+import json
+import tempfile
 import time
+from collections import Counter
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +75,11 @@ def version() -> str:
 
 def open_session(path: str, threads: int) -> Any:
     """A session on GPU 0. RuntimeError when the runtime fell back to the CPU."""
+    return _open(path, threads, "")
+
+
+def _open(path: str, threads: int, profile: str) -> Any:
+    """The session; with `profile`, the beginning of a file's path, it notes what runs where."""
     import onnxruntime
 
     # Finds the CUDA and cuDNN libraries that pip installed; the loader does not look there by itself.
@@ -80,6 +89,8 @@ def open_session(path: str, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     session = onnxruntime.InferenceSession(path, options, providers=[(_PROVIDER, {"device_id": "0", "use_tf32": "0"})])
     actual = session.get_providers()
     if actual[0] != _PROVIDER:
@@ -88,6 +99,23 @@ def open_session(path: str, threads: int) -> Any:
             f"pip install '{REQUIRES}'"
         )
     return session
+
+
+def placement(path: str, threads: int, inputs: np.ndarray) -> dict[str, int]:
+    """How many nodes run in which provider, from one profiled inference of a session of its own: a provider that the
+    session names first may still leave nodes to the CPU. RuntimeError when it leaves all of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = _open(path, threads, str(Path(folder, "profile")))
+        session.run(None, {session.get_inputs()[0].name: inputs})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    places = {
+        event["name"]: event["args"]["provider"] for event in events if "provider" in event.get("args", {})
+    }  # fmt: skip
+    nodes = dict(Counter(places.values()))
+    if not nodes.get(_PROVIDER):
+        raise RuntimeError(f"none of its {sum(nodes.values())} nodes runs in {_PROVIDER}: {nodes}")
+    return nodes
 
 
 def _ask(session: Any, inputs: np.ndarray) -> tuple[np.ndarray, list[int]]:
