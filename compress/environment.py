@@ -3,6 +3,7 @@
 Host and user names are left out on purpose: a report is meant to be shared.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -35,13 +37,19 @@ _FLOORS = (
 
 
 def capture() -> Environment:
-    """This machine, as every report states it. Takes some 20 ms; runs `git` and `nvidia-smi` where they exist."""
+    """This machine, as every report states it: what it allows now, and what stays while this process lives."""
+    return replace(_what_stays(), cores_allowed=allowed_threads(), cpu_quota=cpu_quota())
+
+
+@functools.cache
+def _what_stays() -> Environment:
+    """Runs `git`, and `nvidia-smi`, which may take a second; the code that runs is the commit's at its start."""
     cpu_model, isa = cpu()
     return Environment(
         cpu_model=cpu_model,
         isa=isa,
-        cores_allowed=allowed_threads(),
-        cpu_quota=cpu_quota(),
+        cores_allowed=0,
+        cpu_quota=0.0,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpu=_output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").replace("\n", "; "),
         system=f"{platform.system()} {platform.release()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),

@@ -2,6 +2,7 @@
 programs on it print what the real ones print, by their sources.
 """
 
+import ast
 import dataclasses
 import json
 import re
@@ -128,7 +129,7 @@ class StandIn:
         (self.folder / name).chmod(0o755)
 
     def calls(self) -> list[list[str]]:
-        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+        return [ast.literal_eval(line) for line in (self.folder / "calls").read_text().splitlines()]
 
     def left(self) -> list[Path]:
         return list((self.folder / "fs/data/local/tmp").iterdir())
@@ -525,7 +526,7 @@ def test_the_command_measures_there_and_names_no_phone(stand_in, tmp_path, monke
     for tool, body in PLAYED.items():
         asked = body.replace('"2", "0", "-1"', '"1", "0", "-1"').replace('"-x", "2"', '"-x", "1"')
         stand_in.play(tool, asked.replace("shape=\\[8,8,3\\]", "shape=\\[8,8,1\\]"))
-    wanted = ["bench", str(RUN), "--tier", "smoke", "--runtimes", "ncnn,ort_cpu,openvino",
+    wanted = ["bench", str(RUN / "student.onnx"), "--tier", "smoke", "--runtimes", "ncnn,ort_cpu,openvino",
               "--on", f"adb:{SERIAL}", "--tools", str(stand_in.tools), "--out", str(tmp_path / "out")]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["compress", *wanted])
     done = CliRunner().invoke(group, wanted, catch_exceptions=False)

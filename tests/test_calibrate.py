@@ -121,12 +121,12 @@ def test_what_is_not_finite_is_named(tmp_path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux counts it")
 def test_memory_does_not_grow_with_the_images(tmp_path) -> None:
-    """16 against 512 images of 64×64: less than 1.2 times the peak."""
+    """16 against 256 images of 32×32: less than 1.2 times the peak."""
     code = """
 import sys, pathlib, numpy as np
 from compress import calibrate
 path, count = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-images = np.memmap(path.with_suffix(".raw"), np.uint8, "r", shape=(512, 64, 64, 3))[:count]
+images = np.memmap(path.with_suffix(".raw"), np.uint8, "r", shape=(256, 32, 32, 3))[:count]
 calibrate.look(path, images)
 status = pathlib.Path("/proc/self/status").read_text().splitlines()
 print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
@@ -134,12 +134,12 @@ print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
     from compress import export, network
 
     net = network.build(
-        "resnet8", class_names=("a", "b"), input_shape=(3, 64, 64), mean=(0.5,) * 3, std=(0.2,) * 3, seed=0
+        "resnet8", class_names=("a", "b"), input_shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3, seed=0
     )
     export.export_onnx(net, tmp_path / "m.onnx", recipe_digest="")
-    np.random.default_rng(0).integers(0, 256, (512, 64, 64, 3)).astype(np.uint8).tofile(tmp_path / "m.raw")
+    np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3)).astype(np.uint8).tofile(tmp_path / "m.raw")
     peaks = []
-    for count in (16, 512):
+    for count in (16, 256):
         line = [sys.executable, "-c", code, str(tmp_path / "m.onnx"), str(count)]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]))

@@ -73,10 +73,17 @@ def test_the_file_answers_as_the_network_at_any_batch_size(exported) -> None:
         export.check_parity(facts, "test")
 
 
-def test_merged_members_answer_the_mean_of_their_probabilities_at_any_batch_size(exported, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("other") / "other.onnx"
+    export.export_onnx(make("mlp:depth=1,hidden=64"), path, recipe_digest="x")
+    return path
+
+
+def test_merged_members_answer_the_mean_of_their_probabilities_at_any_batch_size(
+    exported, other: Path, tmp_path: Path
+) -> None:
     _, path = exported
-    other = tmp_path / "other.onnx"
-    export.export_onnx(make("resnet_cifar:depth=8,stem=8,channels=8"), other, recipe_digest="x")
     merged = tmp_path / "merged.onnx"
     export.merge_members([path, other, path], merged, recipe_digest="the ensemble's")
     runtime = session(merged)
@@ -92,7 +99,7 @@ def test_merged_members_answer_the_mean_of_their_probabilities_at_any_batch_size
 
 
 def test_members_that_are_sure_do_not_overflow_the_mean(tmp_path: Path) -> None:
-    net = make("resnet_cifar:depth=8,stem=8,channels=8")
+    net = make("mlp:depth=1,hidden=64")
     with torch.no_grad():
         net.body.linear.weight.mul_(1e4)
     export.export_onnx(net, tmp_path / "a.onnx", recipe_digest="x")

@@ -354,7 +354,12 @@ def splits(tmp_path_factory) -> Splits:
 
 
 # those whose own layers or initial values decide whether they learn at all
-LEARNERS = ["mobilenet_v1:width=0.25", "shufflenet_v1:width=0.25", "squeezenet:width=0.5", "mobileone_s1:width=0.25"]
+LEARNERS = [
+    "mobilenet_v1:width=0.25",
+    "shufflenet_v1:width=0.25",
+    "squeezenet:width=0.5",
+    "mobileone_s1:width=0.25,branches=2",
+]
 LEARNERS += ["resnext:depth=11,cardinality=4", "ds_cnn", "resnet8"]
 
 
@@ -362,7 +367,7 @@ LEARNERS += ["resnext:depth=11,cardinality=4", "ds_cnn", "resnet8"]
 @pytest.mark.parametrize("spec", LEARNERS)
 def test_they_learn_at_the_usual_rate(spec: str, splits: Splits) -> None:
     torch.manual_seed(0)
-    net, augmenter, steps = make(spec, (1, 8, 8)).train(), Augmenter(splits.train), 80
+    net, augmenter, steps = make(spec, (1, 8, 8)).train(), Augmenter(splits.train), 75
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):

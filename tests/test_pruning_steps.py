@@ -29,6 +29,7 @@ from compress.report import plots_pruning, rows, schema
 from compress.store import Store
 
 STUDENT = "resnet_cifar:depth=8,stem=16,channels=16"
+WIDE = "resnet_cifar:depth=8,stem=32,channels=64,shortcut=B"
 
 
 @functools.cache
@@ -217,7 +218,7 @@ def test_a_stage_that_is_not_faster_is_not_kept(store: Store) -> None:
 
 def test_a_latency_that_no_ratio_reaches_says_the_best(store: Store, monkeypatch) -> None:
     monkeypatch.setattr(pruning_steps, "RATIOS", (0.8,))
-    job = job_of(prune="latency=0.01", tier="smoke")
+    job = job_of(prune="latency=0.01", tier="smoke", student=WIDE)
     with pytest.raises(CompressError, match=r"no ratio leaves 1% of the latency: the best was \d+%") as caught:
         pruning_steps.pruned(job, store, student_of(job, store), ())
     print(caught.value)
@@ -226,7 +227,7 @@ def test_a_latency_that_no_ratio_reaches_says_the_best(store: Store, monkeypatch
 
 def test_a_latency_is_found_by_measuring(store: Store, monkeypatch) -> None:
     monkeypatch.setattr(pruning_steps, "RATIOS", (0.5, 0.8))
-    job = job_of(prune="latency=0.97", tier="smoke", student="resnet_cifar:depth=8,stem=32,channels=64,shortcut=B")
+    job = job_of(prune="latency=0.97", tier="smoke", student=WIDE)
     facts = pruning_steps.pruned(job, store, student_of(job, store), ()).facts["pruning"][0]
     assert [row["ratio"] for row in facts["search"]] == list(pruning_steps.RATIOS)
     assert facts["ratio"] == next(row["ratio"] for row in facts["search"] if row["share"] <= 0.97)

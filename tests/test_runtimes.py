@@ -1,7 +1,6 @@
 """The contract of every runtime adapter, and what each promises of its own."""
 
 import ast
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from compress import bench, catalog, child
+from compress import bench, catalog
 
 NAMES = catalog.names("runtimes")
 
@@ -49,16 +48,6 @@ def test_adapter_declares_its_facts(name):
     assert all(value < 0.5 for value in module.TOLERANCE.values()), "half the range is no agreement"
     for function in ("unavailable", "version", "open_session", "run", "effective"):
         assert callable(getattr(module, function)) and getattr(module, function).__doc__
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_adapter_says_why_it_cannot_be_used(name, tmp_path):
-    spec = {"mode": "probe", "adapter": str(bench.runtime_file(name))}
-    state = child.run_child(spec, tmp_path, 60, ())
-    assert state["format"] == catalog.load("runtimes", name).module.FORMAT
-    assert state["unavailable"] == "" or re.search(
-        "pip install|compress kit|install your|install Node", state["unavailable"]
-    )
 
 
 def test_missing_library_is_a_reason(monkeypatch):
@@ -190,7 +179,7 @@ def test_torch_answers_as_the_network_does(name, tmp_path):
 
     # every fused group of operators is a C++ file to compile
     net = network.build(
-        "mlp" if name == "torch_compiled" else "resnet20",
+        "mlp:depth=1,hidden=16" if name == "torch_compiled" else "resnet20",
         class_names=("a", "b", "c"),
         input_shape=(3, 8, 8),
         mean=(0.5,) * 3,
