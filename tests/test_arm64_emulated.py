@@ -81,20 +81,10 @@ def test_a_failure_is_readable(kit, tmp_path, body, said):
 def test_a_stuck_child_is_stopped_with_all_that_it_started(kit, tmp_path):
     note = tmp_path / "pid"
     body = f"open({str(note)!r}, 'w').write(str(subprocess.Popen(['sleep', '500']).pid)); time.sleep(500)"
-    with pytest.raises(CompressError, match="no result within 12 s; stopped"):
-        arm64.answers(kit, adapter(tmp_path, body), tmp_path / "none", pictures(1, 4), timeout_s=12)
+    with pytest.raises(CompressError, match="no result within 8 s; stopped"):
+        arm64.answers(kit, adapter(tmp_path, body), tmp_path / "none", pictures(1, 4), timeout_s=8)
     time.sleep(0.1)
     assert not alive(int(note.read_text()))
-
-
-def test_onnxruntime_answers_as_on_the_host(kit, tmp_path):
-    from faulty_depthwise import faulty_depthwise
-
-    faulty_depthwise(tmp_path / "model.onnx")
-    images = pictures(4, 14)
-    got = arm64.answers(kit, ADAPTERS / "ort_cpu.py", tmp_path / "model.onnx", images, timeout_s=300)
-    want = on_host(ADAPTERS / "ort_cpu.py", tmp_path / "model.onnx", images)
-    assert np.abs(got - want).max() < 1e-5 * np.ptp(want)
 
 
 NCNN = """

@@ -88,6 +88,11 @@ class Watched:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
         self.page.add_init_script("window.hits = 0; window.hit = () => { window.hits += 1; };")
+        self.open(path, address)
+
+    def open(self, path: Path, address: str = "") -> None:
+        """Another file in the same window, which is twice as quick as another window."""
+        self.requests.clear(), self.said.clear()
         self.url = path.as_uri()
         self.page.goto(self.url + address)
 
@@ -209,32 +214,38 @@ def test_places_and_payloads_are_as_many_as_they_claim() -> None:
     assert len(set(PAYLOADS)) == 40 and len(places(make_facts())) == 12
 
 
+@pytest.fixture(scope="module")
+def window(browser: Browser, path: Path) -> Iterator[Watched]:
+    with Watched(browser, path) as it:
+        yield it
+
+
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_hostile_text_runs_nowhere(browser: Browser, tmp_path: Path, payload: str) -> None:
+def test_hostile_text_runs_nowhere(window: Watched, tmp_path: Path, payload: str) -> None:
     """Twelve places at once, told apart by a number before the text."""
     facts = make_facts()
     for number, put in enumerate(places(facts).values()):
         put(f"place {number}: {payload}")
     path = tmp_path / "report.html"
     path.write_text(html.render(report.document_of(facts)), encoding="utf-8")
-    with Watched(browser, path) as it:
-        text, names, scripts, hits = it.page.evaluate(
-            """payload => {
-                const box = document.querySelector("input[type=search]");
-                box.value = payload;
-                box.dispatchEvent(new Event("input"));
-                document.querySelectorAll(".sort, .copy").forEach(button => button.click());
-                document.querySelectorAll("[title], pre, td, th").forEach(e => e.dispatchEvent(new Event("mouseover")));
-                const every = [...document.querySelectorAll("*")];
-                return [document.documentElement.textContent, [...new Set(every.map(e => e.localName))],
-                        document.scripts.length, window.hits];
-            }""",
-            payload,
-        )
-        assert [n for n in range(12) if f"place {n}: " not in text] == []
-        assert hits == 0 and scripts == 1 and it.quiet()
-        named = {"iframe", "object", "embed", "link", "base", "form", "video", "audio", "img", "a", "math", "details"}
-        assert not named & set(names)
+    window.open(path)
+    text, names, scripts, hits = window.page.evaluate(
+        """payload => {
+            const box = document.querySelector("input[type=search]");
+            box.value = payload;
+            box.dispatchEvent(new Event("input"));
+            document.querySelectorAll(".sort, .copy").forEach(button => button.click());
+            document.querySelectorAll("[title], pre, td, th").forEach(e => e.dispatchEvent(new Event("mouseover")));
+            const every = [...document.querySelectorAll("*")];
+            return [document.documentElement.textContent, [...new Set(every.map(e => e.localName))],
+                    document.scripts.length, window.hits];
+        }""",
+        payload,
+    )
+    assert [n for n in range(12) if f"place {n}: " not in text] == []
+    assert hits == 0 and scripts == 1 and window.quiet()
+    named = {"iframe", "object", "embed", "link", "base", "form", "video", "audio", "img", "a", "math", "details"}
+    assert not named & set(names)
 
 
 @pytest.mark.slow
