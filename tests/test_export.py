@@ -15,14 +15,14 @@ from torch import nn
 from compress import catalog, export, network, prune, train
 from compress.errors import CompressError
 
-SPECS = ["resnet_cifar:depth=8,stem=8,channels=8", "mobilenet:width=0.25", "shufflenet", "pruned"]
+SPECS = ["resnet_cifar:depth=8,stem=8,channels=8", "shufflenet", "pruned"]  # a pruned MobileNet
 
 
 def make(spec: str) -> network.Network:
     """A network with statistics of its own, as training leaves it, in which folding and flushing have work."""
     torch.set_num_threads(1)
     net = network.build(
-        "mobilenet:width=0.5" if spec == "pruned" else spec,
+        "mobilenet:width=0.25" if spec == "pruned" else spec,
         class_names=("Zebra, striped", 'a "quoted" one', "ü"),
         input_shape=(3, 16, 16),
         mean=(0.4, 0.5, 0.6),

@@ -43,7 +43,7 @@ def images(shape: tuple[int, int, int], count: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("spec", STRIDED_LIKE_MOBILENET)
-@pytest.mark.parametrize(("size", "last"), [(8, 2), (16, 2), (32, 2), (64, 2), (96, 3), (224, 7)])
+@pytest.mark.parametrize(("size", "last"), [(8, 2), (32, 2), (96, 3), (224, 7)])
 def test_small_images_are_halved_less_often(spec: str, size: int, last: int) -> None:
     net, shape = unmade(spec, (3, size, size)), (3, size, size)
     assert taps.probe(net, shape).stages[-1].shape[1:] == (last, last)

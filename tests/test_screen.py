@@ -356,7 +356,7 @@ def test_the_bound_lies_below_the_file_in_both_precisions(store, splits) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["mobilenet:width=0.25", "resnet_cifar:depth=8,channels=4,stem=4"])
+@pytest.mark.parametrize("spec", ["ds_cnn", "resnet_cifar:depth=8,channels=4,stem=4"])
 def test_a_file_has_as_many_bytes_as_one_with_other_weights(spec: str, splits, tmp_path) -> None:
     """No bias of zeros is left out, no weight stored once for two: trained weights would not be."""
     subject = candidates.subject_of(splits.calibrate, "ort_cpu", 1, ())
