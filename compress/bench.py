@@ -106,6 +106,7 @@ def measure(
             spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number], "paced_s": tier.paced_s}
             # every other load is a cold one; what needs no pairing by round is looked at in the first rounds only
             spec |= {"cold": number % 2 == 1, "extra_s": tier.block_s / 4 if number < tier.extra_rounds else 0.0}
+            spec |= {"placed": number == 0}
             try:
                 visit = host.visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:

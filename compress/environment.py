@@ -43,7 +43,7 @@ def capture() -> Environment:
 
 @functools.cache
 def _what_stays() -> Environment:
-    """Runs `git`, and `nvidia-smi`, which may take a second; the code that runs is the commit's at its start."""
+    """Runs `git`, and `nvidia-smi`, which may take a second: once, when first asked."""
     cpu_model, isa = cpu()
     return Environment(
         cpu_model=cpu_model,

@@ -9,9 +9,9 @@ SPEC.json: `mode` (`probe`, `latency`, `sustained`, `answers`, `inspect`), `adap
 (.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits`
 (.npy to write); `fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of
 it in memory; `extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the
-block; `sustained_s`, for how long to go on without a pause. Optional: `progress` (a file that grows by a byte for each
-image answered) and the limits `cap_s` (wall clock) and `memory_bytes` (address space); `unproved`, to ask the adapter
-first whether it can be used here at all.
+block; `placed`, to ask after that where the model's nodes run; `sustained_s`, for how long to go on without a pause.
+Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
+`memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be used here at all.
 
 A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
 """
@@ -53,7 +53,9 @@ class Unavailable(Exception):
 
 
 class StageFailed(Exception):
-    """What went wrong, with the stage in which it did: import, load, first_inference, warmup, block or answers."""
+    """What went wrong, with the stage in which it did: import, load, first_inference, warmup, block, placement,
+    answers and so on.
+    """
 
     def __init__(self, stage: str, cause: Exception):
         super().__init__(f"{type(cause).__name__}: {cause}")
@@ -303,12 +305,12 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         with stage("repeated", facts):
             repeated_ns, *_ = repeat(adapter, session, same(pool, spec["batch"]), MIN_BLOCK_RUNS, spec["extra_s"])
             facts["repeated_median_ns"] = statistics.median(repeated_ns)
-        if hasattr(adapter, "placement"):
-            with stage("placement", facts):
-                nodes = adapter.placement(spec["model"], spec["threads"], first)
-            facts["effective"]["nodes"] = [{"provider": name, "count": count} for name, count in nodes.items()]
         # of work that is done elsewhere, on a GPU or in a browser, this CPU's peaks say nothing
         facts |= {} if hasattr(adapter, "timed") else peaks()
+    if spec.get("placed") and hasattr(adapter, "placement"):
+        with stage("placement", facts):
+            nodes = adapter.placement(spec["model"], spec["threads"], first)
+        facts["effective"]["nodes"] = [{"provider": name, "count": count} for name, count in nodes.items()]
     return {
         **facts,
         "warmup_ns": warmup_ns[:WARMUP_KEPT],

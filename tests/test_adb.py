@@ -521,7 +521,7 @@ def test_answers_are_not_to_be_had_from_such_programs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_measures_there_and_names_no_phone(stand_in, tmp_path, monkeypatch):
-    """Files of a run, converted here; its images are of 8x8 pixels and one channel, and one thread is asked."""
+    """A file, converted here; its images are of 8x8 pixels and one channel, and one thread is asked."""
     monkeypatch.setenv("COMPRESS_STORE", str(tmp_path / "store"))
     for tool, body in PLAYED.items():
         asked = body.replace('"2", "0", "-1"', '"1", "0", "-1"').replace('"-x", "2"', '"-x", "1"')

@@ -84,7 +84,7 @@ def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, t
     (done,) = convert_file.convert_file(artifact, (name,), wanted, out, store)
     assert done.folder == out / name, done.offer.failure
     assert {"README.md", "golden.npz", "labels.json", "preprocessing.json"} <= {p.name for p in done.folder.iterdir()}
-    if precision == "int8":  # the same example as the float file's, of a file that is harder to run
+    if precision == "int8" or name != "executorch":  # whose example takes ten seconds to import the exporter
         ran = subprocess.run(example(done.folder), cwd=done.folder, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0 and "expected" in ran.stdout, ran.stdout + ran.stderr
     versions = json.loads((done.folder / "versions.json").read_text())

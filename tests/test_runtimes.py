@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from compress import bench, catalog
+from compress import bench, catalog, child
 
 NAMES = catalog.names("runtimes")
 
@@ -48,6 +48,12 @@ def test_adapter_declares_its_facts(name):
     assert all(value < 0.5 for value in module.TOLERANCE.values()), "half the range is no agreement"
     for function in ("unavailable", "version", "open_session", "run", "effective"):
         assert callable(getattr(module, function)) and getattr(module, function).__doc__
+
+
+@pytest.mark.parametrize("name", ["ort_cpu", "mnn"])
+def test_a_probe_says_what_the_runtime_reads(name, tmp_path):
+    state = child.run_child({"mode": "probe", "adapter": str(bench.runtime_file(name))}, tmp_path, 60, ())
+    assert state["format"] == catalog.load("runtimes", name).module.FORMAT
 
 
 def test_missing_library_is_a_reason(monkeypatch):

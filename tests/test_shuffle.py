@@ -64,6 +64,8 @@ def test_networks_answer_and_learn_alike_in_both_layouts(spec: str) -> None:
 def test_precisions_meet_under_autocast() -> None:
     a, b = maps(4, 0, torch.channels_last).detach().bfloat16(), maps(4, 1, torch.channels_last).detach().float()
     a.requires_grad_(), b.requires_grad_()
-    done = interleave(a, b)
+    with torch.autocast("cpu", torch.bfloat16):
+        done = interleave(a, b)
+        assert torch.equal(done, shufflenetv2.channel_shuffle(torch.cat((a, b), 1), 2))
     done.sum().backward()
     assert done.dtype == torch.float32 and a.grad.dtype == torch.bfloat16 and b.grad.dtype == torch.float32

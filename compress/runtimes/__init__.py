@@ -6,8 +6,8 @@ runtime, not the file, is to blame; any other error while opening counts against
 `fixed_batch`, the only batch size that the model takes. Where the work is done in another process or on a GPU, the
 adapter takes the time itself: `timed(session, inputs) -> (ns, ns of it that copies to and from the device took)`.
 One that compiles when it loads may declare START_ALLOWANCE_S, the seconds that it is given for that. One that may leave
-nodes to another processor proves where they run: `placement(path, threads, inputs) -> {provider: nodes}`, which the
-first rounds ask when all is timed.
+nodes to the CPU proves where they run: `placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU
+under `CPUExecutionProvider`; the first round asks when all is timed.
 
 A runtime that has a benchmark program of its own for Android names it in NATIVE, for `--on adb:` (`phone.py`): `tool`,
 its file's name; `source`, where it comes from; `note`, what its numbers are not. Then it has
