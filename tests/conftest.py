@@ -33,36 +33,18 @@ def pytest_configure(config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_rounds():
-    """The tier `smoke` is shorter still: chains are run here for what they make, not for how fast that is, and each
-    visit is a process, which takes half a second to start.
+def shorter():
+    """Less of what the tests do not look at. Tier `smoke` has fewer rounds: each visit is a process, which takes half a
+    second to start. How a network runs fastest is asked in one round: it may be wrong. torch's exporter reads its table
+    of operators once, instead of anew for every file, a third of a small network's export.
     """
-    shorter = dataclasses.replace(bench.TIERS["smoke"], rounds=2, warmup_s=0.02, block_s=0.05)
+    tier = dataclasses.replace(bench.TIERS["smoke"], rounds=2, warmup_s=0.02, block_s=0.05)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(bench.TIERS, "smoke", shorter)
-        yield
+        patch.setitem(bench.TIERS, "smoke", tier)
+        if "torch" in sys.modules:  # files of tests that do without are not to wait for it
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-
-@pytest.fixture(scope="session", autouse=True)
-def short_probes():
-    """How a network runs fastest is asked in one round: here it may be wrong."""
-    if "compress.execution" not in sys.modules:
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compress.execution.FEWEST_ROUNDS", 1)
-        patch.setattr("compress.execution.ENOUGH_S", 0.0)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_table_of_operators():
-    """torch's exporter reads its table of operators anew for every file, a third of a small network's export."""
-    if "torch" not in sys.modules:
-        yield
-        return
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+            patch.setattr("compress.execution.FEWEST_ROUNDS", 1)
+            patch.setattr("compress.execution.ENOUGH_S", 0.0)
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
