@@ -5,7 +5,9 @@ sleeps while a child runs and never imports a runtime. See `worker.py` for what 
 this machine, or on another `host`.
 """
 
+import functools
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -249,7 +251,7 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
     """
     model_files.check(path)
     with workspace(scratch) as work:
-        reason = _state("ort_cpu", "onnx", work, (), HERE)["unavailable"]
+        reason = runtime_state("ort_cpu")["unavailable"]
         if reason:
             raise Unmeasurable(f"cannot inspect {path}: {reason}", code="E-RUNTIME-UNAVAILABLE")
         (work / "model").mkdir()
@@ -261,18 +263,17 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
             raise model_files.rejected(path, readable(failure, str(copy), path)) from failure
 
 
-def runtime_state(
-    name: str, scratch: Path, plugins: tuple[Path, ...] = (), host: Host = HERE
-) -> dict[str, str]:  # fmt: skip
-    """`unavailable` (the reason, or "") and `version` of a runtime on `host`, asked in a child."""
-    with workspace(scratch) as work:
+@functools.cache
+def runtime_state(name: str, plugins: tuple[Path, ...] = (), host: Host = HERE) -> dict[str, Any]:
+    """`unavailable` (the reason, or ""), `version`, `format` that it reads, and `start_allowance_s` of a runtime on
+    `host`. Asked in a child, for some take seconds to import, and once a process.
+    """
+    with workspace(Path(tempfile.gettempdir())) as work:
         try:
-            state = host.run(
-                {"mode": "probe", "adapter": str(runtime_file(name, plugins))}, work, START_ALLOWANCE_S, plugins
-            )
+            spec = {"mode": "probe", "adapter": str(runtime_file(name, plugins))}
+            return host.run(spec, work, START_ALLOWANCE_S, plugins)
         except ChildFailed as failure:
-            return {"unavailable": str(failure), "version": ""}
-    return {"unavailable": state["unavailable"], "version": state.get("version", "")}
+            return {"unavailable": str(failure), "version": "", "format": "", "start_allowance_s": 0.0}
 
 
 def runtime_file(name: str, plugins: tuple[Path, ...] = ()) -> Path:
@@ -295,14 +296,12 @@ def _prepare(
     np.save(work / "images.npy", images[np.sort(chosen)])
     failures |= {cell.name: cell.refused for cell in cells if cell.refused}
     cells = [cell for cell in cells if not cell.refused]
-    kinds = dict.fromkeys((cell.runtime, cell.artifact.format) for cell in cells)
-    states = {kind: _state(*kind, work, plugins, host) for kind in kinds}
+    states = {name: runtime_state(name, plugins, host) for name in dict.fromkeys(cell.runtime for cell in cells)}
     specs: dict[str, dict[str, Any]] = {}
     for index, cell in enumerate(cells):
         try:
             _check_shape(cell.artifact, images)
-            state = states[cell.runtime, cell.artifact.format]
-            reason = state["unavailable"]
+            reason = _unusable(cell.runtime, cell.artifact.format, states[cell.runtime])
             copy = model_files.private_copy(cell.artifact, work / f"model{index}")
         except InputRejected as error:
             reason, copy = error.message, Path()
@@ -312,7 +311,7 @@ def _prepare(
         specs[cell.name] = _spec("latency", cell.runtime, copy, cell.threads, plugins) | {
             "images": str(work / "images.npy"),
             "batch": cell.batch,
-            "start_allowance_s": state["start_allowance_s"],
+            "start_allowance_s": states[cell.runtime]["start_allowance_s"],
             "fps": cell.fps,
         }
     return specs
@@ -338,18 +337,11 @@ def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Meas
     )
 
 
-def _state(runtime: str, format: str, work: Path, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
-    """`unavailable`: why `runtime` cannot run an artifact of `format` on `host`, or ""; `start_allowance_s`. Asked in a
-    child, for it may import the runtime.
-    """
-    spec = {"mode": "probe", "adapter": str(runtime_file(runtime, plugins))}
-    try:
-        state = host.run(spec, work, START_ALLOWANCE_S, plugins)
-    except ChildFailed as failure:
-        return {"unavailable": str(failure), "start_allowance_s": 0.0}
-    if state["format"] != format:
-        state["unavailable"] = _other_format(runtime, state["format"], format)
-    return state
+def _unusable(runtime: str, format: str, state: dict[str, Any]) -> str:
+    """Why `runtime` of that state cannot run an artifact of `format`, or ""."""
+    if not state["unavailable"] and state["format"] != format:
+        return _other_format(runtime, state["format"], format)
+    return state["unavailable"]
 
 
 def _other_format(runtime: str, reads: str, given: str) -> str:

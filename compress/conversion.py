@@ -47,7 +47,7 @@ def converted(
         can = ", ".join(module.TOLERANCE)
         raise Unmeasurable(f"{runtime} takes no {artifact.precision} file; it takes {can}", code="E-RUNTIME-FORMAT")
     if not converts(runtime, plugins):
-        _refuse_missing(store, runtime, plugins)
+        _refuse_missing(runtime, plugins)
         return artifact, {}
     step = _step(store, artifact, runtime, module.FORMAT, plugins)
     facts = step.facts
@@ -58,8 +58,8 @@ def converted(
     return made, facts
 
 
-def _refuse_missing(store: Store, runtime: str, plugins: tuple[Path, ...]) -> None:
-    reason = bench.runtime_state(runtime, store.root / "scratch", plugins)["unavailable"]
+def _refuse_missing(runtime: str, plugins: tuple[Path, ...]) -> None:
+    reason = bench.runtime_state(runtime, plugins)["unavailable"]
     if reason:
         raise Unmeasurable(reason, code="E-RUNTIME-UNAVAILABLE")
 
@@ -75,7 +75,7 @@ def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: 
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        _refuse_missing(store, runtime, plugins)
+        _refuse_missing(runtime, plugins)
         say(f"  converting {artifact.stage} to {format} for {runtime}")
         with workspace(store.root / "scratch") as work:
             facts = _in_child(artifact, adapter, work, plugins)
@@ -158,9 +158,13 @@ def _resident_bytes(session: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def gate(expected: np.ndarray, got: np.ndarray, labels: np.ndarray, precision: str, tolerance: float) -> dict[str, Any]:
+def gate(
+    expected: np.ndarray, got: np.ndarray, labels: np.ndarray, precision: str, tolerance: float, *,
+    in_float: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """How a runtime's logits `[N,K]` compare with those `expected` of the same network, and in `why` the reason for
-    which they do not count as the same ("" where they do).
+    which they do not count as the same ("" where they do). `in_float` says that integers are compared with a network
+    that has none.
 
     Float: the largest difference is at most `tolerance` of the spread of `expected`; an answer then changes only where
     its margin is less than twice that. Integers, which every runtime rounds otherwise: the same answer for 98 % of the
@@ -176,28 +180,29 @@ def gate(expected: np.ndarray, got: np.ndarray, labels: np.ndarray, precision: s
         "expected_only": counts["baseline_only"],
         "this_only": counts["this_only"],
         "labelled": counts["n"],
+        "reference": "the ONNX file in float" if in_float else "the ONNX file",
     }
     return {**facts, "why": _refused(facts, precision)}
 
 
 def _difference(expected: np.ndarray, got: np.ndarray) -> float | None:
-    if not np.isfinite(got).all():
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
         return None
     return float(np.abs(expected - got).max() / (np.ptp(expected) or 1.0))
 
 
 def _refused(facts: dict[str, Any], precision: str) -> str:
-    difference, agreement = facts["difference_of_spread"], facts["agreement_fraction"]
+    difference, agreement, other = facts["difference_of_spread"], facts["agreement_fraction"], facts["reference"]
     if difference is None:
-        return "its logits are not all finite numbers"
+        return f"its logits, or those of {other}, are not all finite numbers"
     if precision not in INTEGER_PRECISIONS:
         allowed = facts["tolerance"]
-        over = f"its logits differ by {difference:.2g} of their spread from the ONNX file's, allowed is {allowed:g}"
+        over = f"its logits differ by {difference:.2g} of their spread from {other}'s, allowed is {allowed:g}"
         return over if difference > allowed else ""
     if agreement < LEAST_AGREEMENT:
-        return f"it answers {agreement:.1%} of the images as the ONNX file does, needed are {LEAST_AGREEMENT:.0%}"
+        return f"it answers {agreement:.1%} of the images as {other} does, needed are {LEAST_AGREEMENT:.0%}"
     if facts["labelled"]:
         _, _, high = stats.paired_difference(facts["expected_only"], facts["this_only"], facts["labelled"])
         if 100 * high < -MOST_LOST_POINTS:
-            return f"it loses at least {-100 * high:.2f} points of top-1 against the ONNX file, allowed is 1"
+            return f"it loses at least {-100 * high:.2f} points of top-1 against {other}, allowed is 1"
     return ""

@@ -48,19 +48,21 @@ def convert_file(
     job = plan.make(dataclasses.replace(recipe, teacher=(str(artifact.path),)), splits)
     names = artifact.class_names or splits.report.class_names
     artifact = dataclasses.replace(artifact, class_names=names)
-    images = splits.report.images[golden_index(splits.report)]
+    # samples of those that every file is compared on: their answers are known by then
+    asked = artifact_steps.parity_set(job)
+    chosen = golden_index(asked)
     done = []
     for runtime in runtimes:
         offer = runtime_files.offer(job, store, artifact, runtime)
         if offer.failure:
             done.append(Converted(offer=offer, folder=None))
             continue
-        logits = artifact_steps.answers_of(store, offer.artifact, images, runtime)
+        logits = artifact_steps.answers_step(job, store, offer.artifact, runtime, asked)[chosen]
         kit.write(
             out / runtime, artifact=offer.artifact, source=artifact, runtime=runtime,
             module=catalog.load("runtimes", runtime).module,
-            version=bench.runtime_state(runtime, store.root / "scratch")["version"], conversion=offer.conversion,
-            gate=offer.gate, images=images, logits=logits,
+            version=bench.runtime_state(runtime)["version"], conversion=offer.conversion,
+            gate=offer.gate, images=asked.images[chosen], logits=logits,
         )  # fmt: skip
         done.append(Converted(offer=offer, folder=out / runtime))
     return done

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from compress.errors import Unmeasurable
+
 _ONE_SIDED_95 = 1.645  # standard errors of a normal distribution
 BINS, RESAMPLES = 15, 500  # of the calibration error
 
@@ -26,6 +28,17 @@ def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None =
         facts["this_only"] = int((right & ~base_right).sum())
         facts["agree"] = int((logits.argmax(1) == baseline.argmax(1)).sum())
     return facts
+
+
+def refuse_nan(logits: np.ndarray, what: str) -> None:
+    """Raises Unmeasurable where logits `[N,K]` are no numbers: the largest of them would be no answer."""
+    broken = int((~np.isfinite(logits)).any(1).sum())
+    if broken:
+        raise Unmeasurable(
+            f"{what}: for {broken:,} of {len(logits):,} images its logits are not all finite numbers",
+            code="E-RUNTIME-FAILED",
+            hint="weights that overflow make them so: look at them in the network that the file was made from",
+        )
 
 
 def class_counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray) -> dict[str, list[int]]:

@@ -203,7 +203,7 @@ def compare(expected: np.ndarray, got: np.ndarray) -> dict[str, Any]:
         )
     spread = float(expected.max() - expected.min()) or 1.0
     difference = np.abs(expected - got)
-    finite = bool(np.isfinite(got).all())
+    finite = bool(np.isfinite(got).all() and np.isfinite(expected).all())
     return {
         "images": len(expected),
         "top1_agreement_fraction": float((expected.argmax(1) == got.argmax(1)).mean()),
@@ -215,7 +215,14 @@ def compare(expected: np.ndarray, got: np.ndarray) -> dict[str, Any]:
 
 def check_parity(facts: dict[str, Any], what: str) -> None:
     """Raises CompressError when the exported file does not answer as the network does."""
-    if not facts["finite"] or facts["max_difference_of_spread"] > PARITY_TOLERANCE:
+    if not facts["finite"]:
+        raise CompressError(
+            f"{what}: logits of the network or of the exported file are not all finite numbers, over {facts['images']} "
+            "images",
+            code="E-ANSWERS-CHANGED",
+            hint="train with a lower rate, or look for layers whose weights have become huge",
+        )
+    if facts["max_difference_of_spread"] > PARITY_TOLERANCE:
         raise CompressError(
             f"{what}: the exported file differs from the network by {facts['max_difference_of_spread']} of the "
             f"logits' spread over {facts['images']} images (allowed: {PARITY_TOLERANCE:g}); top-1 agrees on "

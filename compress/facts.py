@@ -20,6 +20,11 @@ def _quantiles(samples: np.ndarray) -> list[int]:
     return [int(q) for q in np.quantile(samples, np.linspace(0, 1, 101))]
 
 
+def _tail(samples: np.ndarray) -> list[int]:
+    """Quantiles of the slowest 1 %, in steps of 0.05 %."""
+    return [int(q) for q in np.quantile(samples, np.linspace(0.99, 1, 21))]
+
+
 def _paced(samples: np.ndarray, scenario: Scenario) -> dict[str, Any]:
     """Queries that came at a rate: latencies from their scheduled moments, and those that were late."""
     late = samples > scenario.deadline_ns
@@ -39,7 +44,10 @@ def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario
         kept = {"median_ns": None, "quantiles_ns": None} | kept
         if "samples_ns" in visit:
             samples = np.asarray(visit["samples_ns"])
-            kept |= {"n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples)}
+            kept |= {
+                "n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples),
+                "tail_ns": _tail(samples),
+            }  # fmt: skip
         if "paced_samples_ns" in visit:
             kept["paced"] = _paced(np.asarray(visit["paced_samples_ns"]), scenario)
         visits.append(kept)
@@ -73,7 +81,10 @@ def of_run(
     name: str, job: "Job", links: list["Link"], files: dict[str, str], measured: dict[str, Any]
 ) -> dict[str, Any]:
     """The document that `report.write` takes, but for what it derives."""
+    from compress import catalog, plan  # other commands that know facts do without torch
+
     splits, env = job.splits, environment.capture()
+    data = catalog.load("data", plan.data_spec(job.recipe, job.plugins), job.plugins)
     train = splits.train
     return {
         "schema_version": SCHEMA_VERSION,
@@ -93,11 +104,13 @@ def of_run(
             "input_shape": list(train.input_shape),
             "digest": train.digest,
             "skipped": list(splits.skipped),
+            "licence": getattr(data.module, "LICENSE", ""),
         },
         "artifacts": [_artifact_facts(link, files) for link in links],
         "shipped": [link for link in links if link.kept][-1].artifact.stage,
         "stages": [_stage_facts(link) for link in links],
         "accuracy": measured["accuracy"],
+        "against_parents": measured["against_parents"],
         "measurements": measured["measurements"],
         "warnings": [*splits.warnings],
         "tree": measured["tree"],

@@ -1,6 +1,7 @@
 """Artifacts that lie in files: what a run made, or ONNX files of the user's own; opened in child processes only."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -230,6 +231,7 @@ def accuracy_row(
     refuse_other_classes(artifact, artifact.path, dataset)
     threads = host.environment().cores_allowed
     logits = bench.answers(artifact, runtime, dataset.images, threads=threads, scratch=scratch, host=host)
+    evaluate.refuse_nan(logits, f"{artifact.path} in {runtime}")
     counts = evaluate.counts(logits, dataset.labels, logits if base is None else base)
     counts["teacher_only"] = counts.pop("baseline_only")
     return {"stage": artifact.stage, "runtime": runtime, "failure": "", **counts}, logits
@@ -238,6 +240,7 @@ def accuracy_row(
 def document(
     artifacts: list[Artifact], measurements: list[dict[str, Any]], *, command: str, tier: str, seed: int,
     image_count: int, data_note: str, scenario: Scenario, environment: Environment,
+    converted: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """A report document of files outside a run, measured in `environment`: the first artifact is the baseline."""
     from compress import report
@@ -272,6 +275,7 @@ def document(
             "stages": [],
             "accuracy": [],
             "measurements": measurements,
+            "converted": list(converted),
             "warnings": [],
         }
     )  # fmt: skip

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from compress import __version__
+from compress.environment import tool_commit, versions
 from compress.errors import InputRejected
 from compress.images import PREPROCESSING
 from compress.store import file_digest, write_atomic, write_json
@@ -102,11 +104,12 @@ def write(
     write_json(new / "labels.json", list(artifact.class_names))
     write_json(new / "preprocessing.json", {**PREPROCESSING, "size": [height, width], "channels": channels})
     run, needs = _example(new, module, images[:1], logits[0])
-    tools = {**conversion.get("tools", {}), runtime: version}
+    tools = {**conversion.get("tools", {}), **versions("onnx"), runtime: version, "compress": __version__}
+    commit = tool_commit()
     write_json(
         new / "versions.json",
         {
-            "runtime": runtime, "tools": tools, "gate": gate, "notes": conversion.get("notes", []),
+            "runtime": runtime, "tools": tools, "commit": commit, "gate": gate, "notes": conversion.get("notes", []),
             "source": {"file": source.path.name, "sha256": source.digest, "precision": source.precision},
             "files": [{"file": p.name, "sha256": file_digest(p), "size_bytes": p.stat().st_size} for p in made],
         },
@@ -145,6 +148,6 @@ def _checked(gate: dict[str, Any]) -> str:
     if not gate:
         return "it is the ONNX file itself, in the runtime that it was checked with"
     return (
-        f"same answer as the ONNX file on {gate['agreement_fraction']:.2%} of {gate['images']} images, logits "
+        f"same answer as {gate['reference']} on {gate['agreement_fraction']:.2%} of {gate['images']} images, logits "
         f"within {gate['difference_of_spread']:.2g} of their spread"
     )

@@ -7,11 +7,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from compress import bench, catalog, conversion, facts, files, plan, randomness
+from compress import bench, catalog, conversion, facts, files, plan, randomness, runtime_files
 from compress.child import HERE, Host
 from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.progress import Progress, duration
 from compress.recipe import Recipe
+from compress.runtime_files import Offer
 from compress.store import Store
 from compress.types import SINGLE_STREAM, Artifact, Measurement, Scenario
 
@@ -20,7 +21,7 @@ SYNTHETIC_IMAGES = 128
 
 
 def cells_of(
-    pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], scratch: Path, plugins: tuple[Path, ...],
+    pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], plugins: tuple[Path, ...],
     refused: Mapping[tuple[str, str], str] = MappingProxyType({}), scenario: Scenario = SINGLE_STREAM,
     host: Host = HERE,
 ) -> list[bench.Cell]:  # fmt: skip
@@ -39,15 +40,13 @@ def cells_of(
         for artifact, runtime in pairs
     ]  # fmt: skip
     runtimes = dict.fromkeys(cell.runtime for cell in cells if not cell.refused)
-    usable = next(
-        (r for r in runtimes if not bench.runtime_state(r, scratch, plugins, host)["unavailable"]), cells[0].runtime
-    )
+    usable = next((r for r in runtimes if not bench.runtime_state(r, plugins, host)["unavailable"]), cells[0].runtime)
     first = next((cell for cell in cells if cell.runtime == usable and not cell.refused), cells[0])
     twin = dataclasses.replace(first, name=first.name + TWIN, fps=0.0)
     return [*cells, twin]
 
 
-def onnx_runtime(runtimes: tuple[str, ...], store: Store, plugins: tuple[Path, ...] = ()) -> str:
+def onnx_runtime(runtimes: tuple[str, ...], plugins: tuple[Path, ...] = ()) -> str:
     """The first of the runtimes that reads ONNX files and works here. Raises UsageError where none reads them, and
     Unmeasurable where none of those that do works.
     """
@@ -60,7 +59,7 @@ def onnx_runtime(runtimes: tuple[str, ...], store: Store, plugins: tuple[Path, .
         )
     reasons = []
     for name in readers:
-        reason = bench.runtime_state(name, store.root / "scratch", plugins)["unavailable"]
+        reason = bench.runtime_state(name, plugins)["unavailable"]
         if not reason:
             return name
         reasons.append(f"{name}: {reason}")
@@ -82,7 +81,7 @@ def latency(
     scenario: Scenario = SINGLE_STREAM, host: Host = HERE,
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
-    cells = cells_of(pairs, threads, store.root / "scratch", plugins, refused, scenario, host)
+    cells = cells_of(pairs, threads, plugins, refused, scenario, host)
     with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
         measured = bench.measure(
             cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
@@ -135,16 +134,19 @@ def bench_files(
     else:
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"
-    pairs, refused = _for_runtimes(artifacts, recipe.runtimes, store)
+    offers = _for_runtimes(artifacts, recipe.runtimes, store)
     environment = host.environment()
     measurements = latency(
-        pairs, recipe.threads, images, tier, recipe.seed, store, refused=refused, scenario=scenario, host=host,
+        [(offer.artifact, offer.runtime) for offer in offers], recipe.threads, images, tier, recipe.seed, store,
+        refused={(offer.artifact.stage, offer.runtime): offer.failure for offer in offers if offer.failure},
+        scenario=scenario, host=host,
     )  # fmt: skip
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}", code="E-RUNTIME-FAILED")
     return files.document(
         artifacts,
         [facts.measurement_facts(m, twin_of(m), scenario) for m in measurements],
+        converted=[runtime_files.facts(offer) for offer in offers if conversion.converts(offer.runtime)],
         environment=environment,
         scenario=scenario,
         command=command,
@@ -155,20 +157,18 @@ def bench_files(
     )
 
 
-def _for_runtimes(
-    artifacts: list[Artifact], runtimes: tuple[str, ...], store: Store
-) -> tuple[list[tuple[Artifact, str]], dict[tuple[str, str], str]]:
-    """Each file for each runtime, converted where it has a format of its own; and why some (stage, runtime) have none.
-    Nothing is compared here: that is `compress convert`'s.
+def _for_runtimes(artifacts: list[Artifact], runtimes: tuple[str, ...], store: Store) -> list[Offer]:
+    """Each file for each runtime, converted where it has a format of its own, or why there is none. Answers are not
+    compared here, which the report says: that is `compress convert`'s.
     """
-    pairs, refused = [], {}
+    offers = []
     for runtime in runtimes:
         for artifact in artifacts:
-            made = artifact
+            made, known, why = artifact, {}, ""
             if conversion.converts(runtime):
                 try:
-                    made, _ = conversion.converted(store, artifact, runtime)
+                    made, known = conversion.converted(store, artifact, runtime)
                 except Unmeasurable as error:
-                    refused[artifact.stage, runtime] = error.message
-            pairs.append((made, runtime))
-    return pairs, refused
+                    why = error.message
+            offers.append(Offer(runtime=runtime, artifact=made, conversion=known, gate={}, failure=why))
+    return offers

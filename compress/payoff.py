@@ -24,9 +24,9 @@ class Sizes:
     words: str = "bytes"
 
 
-def asked_runtime(job: Job, store: Store) -> str:
+def asked_runtime(job: Job) -> str:
     """The first of the recipe's runtimes that reads ONNX files and works here. Raises what `measuring` raises."""
-    return measuring.onnx_runtime(job.recipe.runtimes, store, job.plugins)
+    return measuring.onnx_runtime(job.recipe.runtimes, job.plugins)
 
 
 def round_medians(job: Job, store: Store, artifacts: list[Artifact], runtime: str) -> dict[str, list[float]]:
@@ -53,7 +53,7 @@ def speedup(job: Job, store: Store, parent: Artifact, child: Artifact) -> dict[s
     """How many times faster `child` is than `parent` where it is asked for: `ratio`, `low`, `high`, `runtime`, and the
     verdict on the machine by the A/A control, `control`.
     """
-    runtime = asked_runtime(job, store)
+    runtime = asked_runtime(job)
     parts = {
         "version": VERSIONS["speed"],
         "files": [parent.digest, child.digest],

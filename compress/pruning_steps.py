@@ -82,7 +82,7 @@ def cut_step(job: Job, store: Store, student: Step, number: int, first: dict[str
     target = parse_prune(recipe.prune)
     assert target
     if target[0] == "latency":
-        parts["measured"] = _where(job, store)
+        parts["measured"] = _where(job)
 
     def make(folder: Path) -> dict[str, Any]:
         assert job.pruner
@@ -207,7 +207,7 @@ def _latencies(
     job: Job, store: Store, ranking: Ranking, options: dict[str, Any], ratios: tuple[float, ...]
 ) -> list[dict[str, Any]]:
     """The latency at each of the ratios as a share of the whole network's, all files measured in one session."""
-    runtime = payoff.asked_runtime(job, store)
+    runtime = payoff.asked_runtime(job)
     (store.root / "scratch").mkdir(parents=True, exist_ok=True)
     say(f"  prune: the latency in {runtime} of {len(ratios)} ratio{'s' * (len(ratios) > 1)}")
     with tempfile.TemporaryDirectory(prefix="search-", dir=store.root / "scratch") as folder:
@@ -270,7 +270,7 @@ def refuse(job: Job, store: Store, student: Network) -> None:
     target = parse_prune(job.recipe.prune)
     assert target
     if job.recipe.least_speedup or target[0] == "latency":
-        payoff.asked_runtime(job, store)
+        payoff.asked_runtime(job)
     contract = student.contract
     parts = {
         "version": VERSIONS["rehearsal"],
@@ -279,7 +279,7 @@ def refuse(job: Job, store: Store, student: Network) -> None:
         "target": job.recipe.prune,
         "options": [job.recipe.prune_scope, job.round_to, job.recipe.prune_steps],
         "train": job.splits.train.digest,
-        "measured": _where(job, store) if target[0] == "latency" else [],
+        "measured": _where(job) if target[0] == "latency" else [],
         "plugins": plugins_digest(job),
         "versions": _versions(job),
     }
@@ -315,7 +315,7 @@ def _versions(job: Job) -> dict[str, str]:
     return versions("torch-pruning", "torch", "torchvision", *catalog.packages("nets", job.student.spec, job.plugins))
 
 
-def _where(job: Job, store: Store) -> list[Any]:
+def _where(job: Job) -> list[Any]:
     """What a measured latency depends on beside the files."""
     machine = environment.fingerprint(environment.capture())
-    return [payoff.asked_runtime(job, store), job.recipe.threads[0], job.recipe.tier, machine]
+    return [payoff.asked_runtime(job), job.recipe.threads[0], job.recipe.tier, machine]

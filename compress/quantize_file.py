@@ -57,6 +57,8 @@ def quantize_file(found: Artifact, recipe: Recipe, target: Path, *, store: Store
     report = job.splits.report
     expected = artifact_steps.answers_step(job, store, parent, "ort_cpu", report)
     logits = artifact_steps.answers_step(job, store, artifact, "ort_cpu", report)
+    evaluate.refuse_nan(expected, str(found.path))
+    evaluate.refuse_nan(logits, f"{found.path} in {artifact.precision}")
     publish.write_artifact(target, artifact, report, logits)
     counts = evaluate.counts(logits, report.labels, expected)
     return Quantized(

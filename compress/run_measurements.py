@@ -50,6 +50,7 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         "measurements": [facts.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
         "raw": {m.cell: m for m in measurements},
         "golden": golden,
+        "against_parents": _against_parents(links, golden, report_split.labels),
         "corruptions": _corruptions(job, store, links, golden),
         "tree": _tree(job, links),
         "elsewhere": judge.elsewhere(job, store, _with_parents(links)),
@@ -60,6 +61,19 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
         ],
         "offers": offered,
     }
+
+
+def _against_parents(
+    links: list[Link], golden: dict[str, np.ndarray], labels: np.ndarray
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Of each stage, how many images of `report` its parent's file alone gets right, and how many its own alone."""
+    rows = []
+    for link in links:
+        if link.parent:
+            mine, parent = (golden[name].argmax(1) == labels for name in (link.artifact.stage, link.parent))
+            counts = {"parent_only": int((parent & ~mine).sum()), "this_only": int((mine & ~parent).sum())}
+            rows.append({"stage": link.artifact.stage, "parent": link.parent, "n": len(labels), **counts})
+    return rows
 
 
 def _offers(job: Job, store: Store, links: list[Link], runtime: str) -> list[Offer]:
@@ -87,6 +101,7 @@ def _accuracy(
         if not load_entry("runtimes", runtime, job.plugins).module.TOLERANCE:
             raise Unmeasurable(f"{runtime} answers nothing", code="E-RUNTIME-FORMAT")
         logits = artifact_steps.answers_step(job, store, offer.artifact, runtime, job.splits.report)
+        evaluate.refuse_nan(logits, f"{stage} in {runtime}")
         base = artifact_steps.answers_step(job, store, *teacher, job.splits.report)
         row |= evaluate.counts(logits, job.splits.report.labels, base)
         row["teacher_only"] = row.pop("baseline_only")

@@ -48,7 +48,7 @@ def resolve(
     entries = {e.label: e for e in (catalog.load("nets", spec, plugins) for spec in dict.fromkeys(specs))}
     job = plan.make(_with(recipe, next(iter(entries.values()))), splits, plugins)
     limits = limits_of(recipe)
-    subject, place = _subject(job, store)
+    subject, place = _subject(job)
     say(f"student: {len(entries)} candidates, {place.words()}; {choice.limit_words(limits) or 'no limits'}")
     found, control = _measured(job, store, subject, entries, limits, place.precision)
     found = _able(job, found, entries, check, MOST_TRIALS if recipe.screen_epochs else 1)
@@ -79,9 +79,9 @@ def _with(recipe: Recipe, entry: Entry) -> Recipe:
     return dataclasses.replace(recipe, student=entry.spec, screen_epochs=0)
 
 
-def _subject(job: Job, store: Store) -> tuple[Subject, Place]:
+def _subject(job: Job) -> tuple[Subject, Place]:
     """Real images, the first of the recipe's runtimes that reads ONNX and works here, its first number of threads."""
-    usable = measuring.onnx_runtime(job.recipe.runtimes, store, job.plugins)
+    usable = measuring.onnx_runtime(job.recipe.runtimes, job.plugins)
     threads = int(job.recipe.threads[0])
     precision = job.quantizer.module.PRECISION if job.quantizer else "float32"
     place = Place(runtime=usable, threads=threads, precision=precision)

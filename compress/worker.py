@@ -30,6 +30,7 @@ import time
 import timeit
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -93,6 +94,8 @@ def start(spec: dict[str, Any], facts: dict[str, Any]) -> tuple[ModuleType, Any]
     with stage("load", facts):
         session = adapter.open_session(spec["model"], spec["threads"])
         facts["effective"] = adapter.effective(session)
+        if (got := facts["effective"].get("intra_op_threads", spec["threads"])) != spec["threads"]:
+            raise RuntimeError(f"asked for {spec['threads']} threads, it took {got}")
     return adapter, session
 
 
@@ -206,14 +209,20 @@ def same(pool: np.ndarray, batch: int) -> Iterator[np.ndarray]:
         yield to_inputs(pool[np.arange(batch) % len(pool)])
 
 
-def peaks() -> dict[str, float]:
-    """The most that this CPU does at the number of threads that the environment gives, by numpy: float32 multiply-adds
-    a second in a matrix product, and bytes a second in a + a into another, arrays that no cache holds (as in STREAM).
+def peaks(threads: int) -> dict[str, float]:
+    """The most that this CPU does with `threads` threads, by numpy: float32 multiply-adds a second in a matrix product
+    (its pool has as many as the environment gives), and bytes a second in a + a into another, arrays that few caches
+    hold (as in STREAM), each thread a part of them.
     """
     a, c = np.full((GEMM_SIZE, GEMM_SIZE), 0.5, np.float32), np.ones(STREAM_BYTES // 4, np.float32)
     product, total = a.copy(), c.copy()
-    works = (lambda: np.matmul(a, a, out=product)), (lambda: np.add(c, c, out=total))
-    gemm_ns, stream_ns = (min(timeit.repeat(work, repeat=6, number=1)) * 1e9 for work in works)
+    parts = list(zip(np.array_split(c, threads), np.array_split(total, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        works = (
+            lambda: np.matmul(a, a, out=product),
+            lambda: list(pool.map(lambda part: np.add(part[0], part[0], out=part[1]), parts)),
+        )
+        gemm_ns, stream_ns = (min(timeit.repeat(work, repeat=6, number=1)) * 1e9 for work in works)
     return {
         "peak_gmacs_per_second": GEMM_SIZE**3 / gemm_ns,
         "peak_bytes_per_second": 2 * STREAM_BYTES / stream_ns * 1e9,
@@ -306,7 +315,7 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
             repeated_ns, *_ = repeat(adapter, session, same(pool, spec["batch"]), MIN_BLOCK_RUNS, spec["extra_s"])
             facts["repeated_median_ns"] = statistics.median(repeated_ns)
         # of work that is done elsewhere, on a GPU or in a browser, this CPU's peaks say nothing
-        facts |= {} if hasattr(adapter, "timed") else peaks()
+        facts |= {} if hasattr(adapter, "timed") else peaks(spec["threads"])
     if spec.get("placed") and hasattr(adapter, "placement"):
         with stage("placement", facts):
             nodes = adapter.placement(spec["model"], spec["threads"], first)
@@ -416,12 +425,18 @@ def probe(spec: dict[str, Any]) -> dict[str, Any]:
     """Whether the runtime can be used here, and what it reads."""
     with stage("import", {}):
         adapter = load_adapter(spec["adapter"])
-        reason = adapter.unavailable()
+        reason, version = adapter.unavailable(), ""
+        if not reason:
+            try:
+                version = adapter.version()
+            except Exception as error:  # it is there and cannot be imported: half installed, or damaged
+                mend = getattr(adapter, "REQUIRES", "")
+                reason = f"{type(error).__name__}: {error}" + (f"; pip install --force-reinstall '{mend}'" * bool(mend))
         return {
             "unavailable": reason,
             "format": adapter.FORMAT,
             "start_allowance_s": getattr(adapter, "START_ALLOWANCE_S", START_ALLOWANCE_S),
-            "version": "" if reason else adapter.version(),
+            "version": version,
         }
 
 

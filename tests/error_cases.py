@@ -557,7 +557,7 @@ def e_qdq_form(place: Place) -> None:
 
 
 def e_runtime_choice(place: Place) -> None:
-    measuring.onnx_runtime(("torch_eager",), store.Store(place.folder))
+    measuring.onnx_runtime(("torch_eager",))
 
 
 def e_runtime_failed(place: Place) -> None:
@@ -581,7 +581,7 @@ def e_runtime_networks(place: Place) -> None:
 
 def e_runtime_unavailable(place: Place) -> None:
     place.patch.setattr(bench, "runtime_state", lambda *given: {"unavailable": "no module named onnxruntime"})
-    measuring.onnx_runtime(("ort_cpu",), store.Store(place.folder))
+    measuring.onnx_runtime(("ort_cpu",))
 
 
 # --- networks, methods, training

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import compress
-from compress import arm64, arm64_verify
+from compress import arm64, arm64_verify, bench
 from compress.errors import CompressError, InputRejected
 from compress.store import file_digest
 
@@ -88,43 +88,44 @@ def test_a_stuck_child_is_stopped_with_all_that_it_started(kit, tmp_path):
     assert not alive(int(note.read_text()))
 
 
-NCNN = """
-import ncnn
-import numpy as np
-def version(): return ncnn.__version__
-def effective(session): return {}
-def open_session(path, threads):
-    net = ncnn.Net()
-    net.opt.use_fp16_arithmetic = %s
-    net.load_param(path)
-    net.load_model(path.replace(".param", ".bin"))
-    return net
-def run(net, inputs):
-    extractor = net.create_extractor()
-    extractor.input("in0", ncnn.Mat(inputs[0]).clone())
-    return np.array(extractor.extract("out0")[1]).reshape(1, -1)
-"""
+def converted_folder(folder: Path, runtime: str, files: list[str], golden: tuple[np.ndarray, np.ndarray]) -> None:
+    """Makes of these files in `folder` what `compress convert` leaves, as far as `verify` reads it."""
+    np.savez(folder / "golden.npz", images=golden[0], logits=golden[1])
+    entries = [{"file": name, "sha256": file_digest(folder / name)} for name in files]
+    facts = {"runtime": runtime, "source": {"precision": "float32"}, "files": entries}
+    (folder / "versions.json").write_text(json.dumps(facts))
 
 
-def test_ncnn_with_fp16_arithmetic_is_caught(kit, tmp_path):
-    """Storing halves costs 4e-4 of the spread; the wrong rows of the arithmetic kernel cost 0.1, on ARM alone."""
+def test_ncnn_with_fp16_arithmetic_is_caught(kit, tmp_path, monkeypatch):
+    """The wrong rows of the half-precision kernel cost 0.1 of the spread, on ARM alone: `verify` passes our adapter,
+    which switches it off, and fails one that does not.
+    """
     from faulty_depthwise import faulty_depthwise
 
     pnnx = Path(sysconfig.get_path("purelib"), "pnnx", "pnnx")
     if "ncnn" not in arm64.manifest(kit)["packages"] or not pnnx.exists():
         pytest.skip("needs ncnn in the kit and pnnx on the host")
-    faulty_depthwise(tmp_path / "m.onnx")
-    command = [str(pnnx), "m.onnx", "inputshape=[1,3,14,14]", "fp16=1"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    work, folder = tmp_path / "work", tmp_path / "ncnn"
+    work.mkdir()
+    folder.mkdir()
+    faulty_depthwise(work / "model.onnx")
+    command = [str(pnnx), "model.onnx", "inputshape=[1,3,14,14]", "fp16=0"]
+    subprocess.run(command, cwd=work, check=True, capture_output=True)
+    files = ["model.ncnn.param", "model.ncnn.bin"]
+    for name in files:
+        shutil.copyfile(work / name, folder / name)
     images = pictures(4, 14)
-    want = on_host(ADAPTERS / "ort_cpu.py", tmp_path / "m.onnx", images)
-    share = {}
-    for arithmetic in (False, True):
-        path = tmp_path / f"ncnn_{arithmetic}.py"
-        path.write_text(NCNN % arithmetic)
-        got = arm64.answers(kit, path, tmp_path / "m.ncnn.param", images, timeout_s=300)
-        share[arithmetic] = np.abs(got - want).max() / np.ptp(want)
-    assert share[False] < 2e-3 and share[True] > 0.03
+    converted_folder(folder, "ncnn", files, (images, on_host(ADAPTERS / "ort_cpu.py", work / "model.onnx", images)))
+    ((_, said, well),) = arm64_verify.verify(folder, kit, tmp_path / "s")
+    assert well, said
+    careless, text = tmp_path / "careless.py", (ADAPTERS / "ncnn.py").read_text()
+    careless.write_text(
+        text.replace("setattr(session.opt, option, False)", 'setattr(session.opt, option, "fp16" in option)')
+    )
+    assert careless.read_text() != text
+    monkeypatch.setattr(bench, "runtime_file", lambda name: careless)
+    ((_, said, well),) = arm64_verify.verify(folder, kit, tmp_path / "s")
+    assert not well and "allowed 0.001" in said, said
 
 
 def test_the_manifest_states_every_file(kit):
@@ -151,13 +152,9 @@ def test_a_run_is_asked_on_arm(kit, tmp_path):
 def test_wrong_answers_on_arm_are_a_failure(kit, tmp_path):
     """The golden samples are those of another image each: nothing may pass."""
     (tmp_path / "ort_cpu").mkdir()
+    model = Path(shutil.copyfile(RUN / "student.onnx", tmp_path / "ort_cpu" / "model.onnx"))
     with np.load(RUN / "student.golden.npz") as golden:
-        np.savez(tmp_path / "ort_cpu" / "golden.npz", images=golden["images"], logits=golden["logits"][::-1])
-    model = tmp_path / "ort_cpu" / "model.onnx"
-    model.write_bytes((RUN / "student.onnx").read_bytes())
-    entry = {"file": "model.onnx", "sha256": file_digest(model)}
-    facts = {"runtime": "ort_cpu", "source": {"precision": "float32"}, "files": [entry]}
-    (tmp_path / "ort_cpu" / "versions.json").write_text(json.dumps(facts))
+        converted_folder(model.parent, "ort_cpu", [model.name], (golden["images"], golden["logits"][::-1]))
     ((_, said, well),) = arm64_verify.verify(tmp_path, kit, tmp_path / "s")
     assert not well and "allowed 0.001" in said
     model.write_bytes(b"damaged")

@@ -197,6 +197,24 @@ def test_no_fault_of_a_child_stops_the_others(artifact, images, tmp_path, monkey
     assert sorted(log.read_text().split()) == sorted(FAULTS), "a failed cell was visited again"
 
 
+def test_another_number_of_threads_than_was_asked_for_is_a_failed_cell(artifact, images, tmp_path, monkeypatch):
+    adapters(monkeypatch, tmp_path, greedy="pass")
+    path = tmp_path / "greedy.py"
+    path.write_text(path.read_text().replace("return {}", "return {'intra_op_threads': 2}"))
+    found = bench.measure(
+        [cell("one", artifact, "greedy"), cell("two", artifact, "greedy", threads=2)], images, TIER, seed=0,
+        scratch=tmp_path / "s",
+    )  # fmt: skip
+    assert found[0].failure == "load: RuntimeError: asked for 1 threads, it took 2" and found[1].failure == ""
+
+
+@pytest.mark.parametrize("rubbish", ["[1, 2]", '"error"', "7", "{not json", "\0\0"])
+def test_rubbish_for_a_result_is_a_reason(rubbish, tmp_path):
+    (tmp_path / "result.json").write_text(rubbish)
+    with pytest.raises(child.ChildFailed, match="the child's result is n"):
+        child._read_result(tmp_path / "result.json", tmp_path / "log", 0)
+
+
 def test_hanging_child_is_stopped_with_all_that_it_started(artifact, images, tmp_path, monkeypatch):
     pids = tmp_path / "pids"
     body = f"""

@@ -164,8 +164,10 @@ def test_a_single_nan_stops_a_file():
     broken = LOGITS.copy()
     broken[500, 3] = np.nan
     for precision in ("float32", "int8"):
-        facts = conversion.gate(LOGITS, broken, LABELS, precision, 1e-3)
-        assert facts["why"] == "its logits are not all finite numbers" and facts["difference_of_spread"] is None
+        for pair in ((LOGITS, broken), (broken, LOGITS), (broken, broken)):
+            facts = conversion.gate(*pair, LABELS, precision, 1e-3)
+            assert facts["why"] == "its logits, or those of the ONNX file, are not all finite numbers"
+            assert facts["difference_of_spread"] is None
 
 
 @pytest.mark.parametrize(("changed", "why"), [(20, ""), (21, "answers 97.9% of the images")])

@@ -4,8 +4,9 @@ The files are of a small network, for some converters take a second a layer, and
 something.
 """
 
-import functools
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,25 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from compress import bench, catalog, convert_file, export, files, network, plan, recipe, web_kit
+from compress import (
+    arm64_verify,
+    bench,
+    catalog,
+    convert_file,
+    export,
+    files,
+    network,
+    plan,
+    recipe,
+    runtime_files,
+    web_kit,
+)
 from compress.cli.main import compress as group
 from compress.errors import UsageError
 from compress.store import Store
 
 RUN = Path(__file__).parents[1] / "models" / "digits-mobilenet"
+ARM_KIT = os.environ.get("COMPRESS_ARM64_KIT", "")
 GIVEN = [
     name
     for name in catalog.names("runtimes")
@@ -33,11 +47,6 @@ def store(tmp_path_factory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
-@functools.cache
-def able(name: str, store: Store) -> str:
-    return bench.runtime_state(name, store.root / "scratch")["unavailable"]
-
-
 def example(folder: Path) -> list[str]:
     """The command that runs the folder's example; what `npm install` would bring is there."""
     if (folder / "example.py").exists():
@@ -48,7 +57,7 @@ def example(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, store) -> dict[str, Path]:
-    """A float file and the int8 file made of it."""
+    """A float file, and the int8 and the half-precision file made of it."""
     splits = plan.load_data(recipe.Recipe(), store)
     net = network.build(
         "resnet_cifar:depth=8", class_names=splits.train.class_names, input_shape=(1, 8, 8), mean=(0.3,), std=(0.3,),
@@ -63,19 +72,27 @@ def small(tmp_path_factory, store) -> dict[str, Path]:
         optimizer.step()
     folder = tmp_path_factory.mktemp("small")
     paths = {"float32": folder / "kleines Netz.onnx", "int8": folder / "kleines Netz.int8.onnx"}
+    paths["float16"] = folder / "kleines Netz.half.onnx"
     export.export_onnx(net.eval(), paths["float32"], recipe_digest="")
     quantizer = catalog.load("quantizers", "int8")
     quantizer.module.apply(
         quantizer.config, paths["float32"], paths["int8"], splits.calibrate.images, tmp_path_factory.mktemp("s")
     )
+    quantizer = catalog.load("quantizers", "float16")
+    quantizer.module.apply(
+        quantizer.config, paths["float32"], paths["float16"], splits.calibrate.images, tmp_path_factory.mktemp("h")
+    )
     return paths
 
 
+CASES = [(name, precision) for name in GIVEN for precision in ("float32", "int8")]
+CASES += [("ncnn", "float16"), ("mnn", "float16")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize(("name", "precision"), CASES)
 def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, tmp_path):
-    if reason := able(name, store):
+    if reason := bench.runtime_state(name)["unavailable"]:
         pytest.skip(reason)
     (artifact,) = found = files.open_any((small[precision],), store.root / "scratch")
     assert artifact.precision == precision
@@ -94,15 +111,33 @@ def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, t
     if precision == "float32" and name != "ort_cpu":
         allowed = catalog.load("runtimes", name).module.TOLERANCE["float32"]
         assert done.offer.gate["difference_of_spread"] <= allowed and done.offer.gate["agreement_fraction"] == 1
+    if precision == "int8" and name in arm64_verify.RUNTIMES and ARM_KIT:
+        ((_, said, well),) = arm64_verify.verify(done.folder, Path(ARM_KIT), store.root / "scratch")
+        assert well, said
     if precision == "int8":
         float_bytes = small["float32"].stat().st_size
         assert sum(entry["size_bytes"] for entry in versions["files"]) < 0.6 * float_bytes
 
 
 @pytest.mark.slow
+def test_a_runtime_that_quantizes_by_itself_is_compared_with_the_network_in_float(store, small):
+    """MNN computes int8 weights with float activations: the ONNX file's own rounding of these is no reference."""
+    if reason := bench.runtime_state("mnn")["unavailable"]:
+        pytest.skip(reason)
+    (artifact,) = found = files.open_any((small["int8"],), store.root / "scratch")
+    chosen = files.data_for((small["int8"],), found, "digits")
+    job = plan.make(dataclasses.replace(chosen, teacher=(str(artifact.path),)), plan.load_data(chosen, store))
+    offers = {name: runtime_files.offer(job, store, artifact, name) for name in ("mnn", "ort_mobile")}
+    assert offers["mnn"].gate["reference"] == "the ONNX file in float" and not offers["mnn"].failure
+    assert offers["ort_mobile"].gate["reference"] == "the ONNX file" and not offers["ort_mobile"].failure
+    # with float activations it is closer to the float network than to what int8 makes of it
+    assert offers["mnn"].gate["difference_of_spread"] < 0.02
+
+
+@pytest.mark.slow
 def test_the_command_says_what_it_made_and_what_it_could_not(store, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESS_STORE", str(store.root))
-    if reason := able("mnn", store):
+    if reason := bench.runtime_state("mnn")["unavailable"]:
         pytest.skip(reason)
     wanted = ["convert", str(RUN), "--to", "mnn,ort_cuda", "--out", str(tmp_path)]
     done = CliRunner().invoke(group, wanted, catch_exceptions=True)
@@ -115,7 +150,7 @@ def test_the_command_says_what_it_made_and_what_it_could_not(store, tmp_path, mo
 @pytest.mark.slow
 def test_bench_and_eval_convert_what_a_runtime_needs(store, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESS_STORE", str(store.root))
-    if reason := able("mnn", store):
+    if reason := bench.runtime_state("mnn")["unavailable"]:
         pytest.skip(reason)
     file = str(RUN / "student.onnx")
     judged = CliRunner().invoke(group, ["eval", file, "--data", "digits", "--runtime", "mnn", "--json"])

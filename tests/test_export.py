@@ -203,5 +203,6 @@ def test_answers_that_are_not_finite_never_pass(bad: float) -> None:
     facts = export.compare(expected, np.array([[bad, 4.0]]))
     assert not facts["finite"] and facts["max_difference"] is None
     json.dumps(facts, allow_nan=False)
-    with pytest.raises(CompressError):
+    with pytest.raises(CompressError, match="not all finite numbers"):
         export.check_parity(facts, "test")
+    assert not export.compare(np.array([[bad, 4.0]]), expected)["finite"], "of the network itself"

@@ -176,7 +176,7 @@ def test_a_runtime_that_is_not_there_is_a_row(there, artifact, images, tmp_path,
     adapter.write_text(text)
     monkeypatch.setattr(bench, "runtime_file", lambda name, plugins=(): adapter)
     (found,) = bench.measure([cell("a", artifact)], images, TIER, seed=0, scratch=tmp_path / "s", host=there)
-    assert found.failure == "onnxruntime is not installed: pip install 'onnxruntime>=1.21'"
+    assert found.failure == "onnxruntime is not installed: pip install 'onnxruntime>=1.24'"
     with pytest.raises(Unmeasurable, match="cannot run in ort_cpu: onnxruntime is not installed"):
         bench.answers(artifact, "ort_cpu", images, threads=1, scratch=tmp_path / "s", host=there)
 

@@ -1,6 +1,7 @@
 """The contract of every runtime adapter, and what each promises of its own."""
 
 import ast
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -56,6 +57,30 @@ def test_a_probe_says_what_the_runtime_reads(name, tmp_path):
     assert state["format"] == catalog.load("runtimes", name).module.FORMAT
 
 
+def test_importing_openvino_reports_nothing(tmp_path):
+    """It would leave an identity in the user's home and send an event to a server, from each process."""
+    pytest.importorskip("openvino")
+    code = (
+        "from compress.runtimes import openvino as o; import sys; print(o.version(), sys.modules['openvino_telemetry'])"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip().endswith("None") and not list(tmp_path.iterdir())
+    assert 'sys.modules["openvino_telemetry"] = None' in catalog.load("runtimes", "openvino").module.SNIPPET
+
+
+def test_a_runtime_that_is_half_installed_says_how_to_mend_it(tmp_path, monkeypatch):
+    """The library is found and its import fails, as of a wheel whose native part is missing."""
+    (tmp_path / "ncnn").mkdir()
+    (tmp_path / "ncnn" / "__init__.py").write_text("from . import ncnn")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    bench.runtime_state.cache_clear()
+    state = bench.runtime_state("ncnn")
+    bench.runtime_state.cache_clear()
+    assert "ImportError" in state["unavailable"]
+    assert state["unavailable"].endswith("pip install --force-reinstall 'ncnn>=1.0.20260101'")
+
+
 def test_missing_library_is_a_reason(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("ort_cpu", "torch_eager"):
@@ -71,9 +96,10 @@ def test_two_wheels_of_onnxruntime_at_once(monkeypatch, tmp_path):
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.27.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    cpu, cuda = (catalog.load("runtimes", name).module for name in ("ort_cpu", "ort_cuda"))
-    monkeypatch.setattr(cuda, "_no_device", lambda: "")
-    for module in (cpu, cuda):
+    for name in ("ort_cpu", "ort_mobile", "ort_cuda", "ort_tensorrt"):
+        module = catalog.load("runtimes", name).module
+        if hasattr(module, "_no_device"):
+            monkeypatch.setattr(module, "_no_device", lambda: "")
         assert "both installed" in module.unavailable()
 
 

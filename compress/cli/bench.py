@@ -55,10 +55,12 @@ def command(
     compress bench models/RUN --sustained 10m
     compress bench models/RUN --on ssh://pi@board.local --runtimes ort_cpu,litert
     compress bench models/RUN --on adb:SERIAL --tools android --runtimes litert,ncnn
+
+    Exit code 4 when the A/A control is invalid: one file, measured twice, was faster than itself.
     """
     from dataclasses import replace
 
-    from compress import adb, bench, files, measuring
+    from compress import adb, bench, files, gate, measuring
     from compress.config import typed
     from compress.errors import UsageError, unknown
     from compress.recipe import Recipe
@@ -88,19 +90,24 @@ def command(
     base = Recipe() if synthetic or on_phone else files.data_for(artifacts, found, data)
     wanted = typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
     chosen = replace(base, **wanted)
-    # reports are meant to be shared: the name of the other machine and its user are not in them
-    kind = "adb:…" if on_phone else f"{on.partition(':')[0]}://…"
-    spoken = shlex.join(["compress", *sys.argv[1:]]).replace(on or "\0", kind)
     with options.host(on, tools) as host:
         document = measuring.bench_files(
-            found, chosen, tier=tier, synthetic=synthetic, store=store, command=spoken, scenario=scenario, host=host,
-            own_inputs=on_phone,
+            found, chosen, tier=tier, synthetic=synthetic, store=store, command=_spoken(on, on_phone),
+            scenario=scenario, host=host, own_inputs=on_phone,
         )  # fmt: skip
     click.echo(summary(document))
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)
         say(f"wrote  {out / 'report.html'}")
-    options.next_step(f"compress eval {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))
+    options.next_step("compress", "eval", *artifacts, *(["--data", data] if data else []))
+    if document["derived"]["aa"]["verdict"] == "invalid":
+        sys.exit(gate.EXIT_UNCLEAR)
+
+
+def _spoken(on: str, on_phone: bool) -> str:
+    """The command, for reports, which are meant to be shared: without the name of the other machine and its user."""
+    kind = "adb:…" if on_phone else f"{on.partition(':')[0]}://…"
+    return shlex.join(["compress", *sys.argv[1:]]).replace(on or "\0", kind)
 
 
 def _scenario(batches: str, fps: float, deadline: str, sustained: str) -> "Scenario":

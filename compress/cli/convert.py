@@ -41,7 +41,7 @@ def command(model: Path, to: str, out: Path, stage: str, data: str, on_bad: str)
     for one in done:
         gate = one.offer.gate
         compared = (
-            f"; same answer as the ONNX file on {gate['agreement_fraction']:.2%} of {gate['images']} images, "
+            f"; same answer as {gate['reference']} on {gate['agreement_fraction']:.2%} of {gate['images']} images, "
             f"logits within {fmt.power(gate['difference_of_spread'])} of their spread"
             if gate and one.folder
             else ""
@@ -52,7 +52,8 @@ def command(model: Path, to: str, out: Path, stage: str, data: str, on_bad: str)
     failed = [one.offer.runtime for one in done if not one.folder]
     written = next((one.folder for one in done if one.folder), None)
     if written:
-        options.next_step(f"python {written / 'example.py'}")
+        python = (written / "example.py").exists()
+        options.next_step(*(("python", written / "example.py") if python else ("node", written / "example.mjs")))
     if failed:
         raise Unmeasurable(
             f"no file for {', '.join(failed)}", code="E-CONVERSION", hint="the reason is above; see `compress doctor`"

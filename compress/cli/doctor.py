@@ -36,7 +36,7 @@ def command(probe: bool) -> None:
         click.echo(f"bad        {sentence}")
     width = max(map(len, catalog.names("runtimes"))) + 2
     for name in catalog.names("runtimes"):
-        state = bench.runtime_state(name, store.root / "scratch")
+        state = bench.runtime_state(name)
         if name == "ort_cpu" and state["unavailable"]:
             bad.append(name)  # every run exports, and checks what it exported there
         if state["unavailable"]:
@@ -57,9 +57,10 @@ def notes(module: Any, version: str) -> list[str]:
     """What a user of this runtime should know: a converter that is missing, an error of this version."""
     from importlib import util
 
-    needed = getattr(module, "CONVERTS_WITH", "")
+    needed, note = getattr(module, "CONVERTS_WITH", ""), getattr(module, "CONVERTER_NOTE", "")
     name = needed.partition(">")[0].replace("-", "_")
-    missing = [f"to convert for it: pip install '{needed}'"] if needed and not util.find_spec(name) else []
+    said = "; ".join(filter(None, (f"to convert for it: pip install '{needed}'", note)))
+    missing = [said] if needed and not util.find_spec(name) else []
     known = getattr(module, "KNOWN_ISSUES", {})
     return missing + ([known[version]] if version in known else [])
 
@@ -72,8 +73,9 @@ def _probe(name: str, store: Any, bad: list[str], margin: str) -> None:
         try:
             found = probing.settings(name, store, threads)
         except CompressError as error:
-            bad.append(name)
-            click.echo(f"{margin}asked for {threads} threads: {error.message}")
+            if name == "ort_cpu":
+                bad.append(name)
+            click.echo(click.wrap_text(f"asked for {threads} threads: {error.message}", 80, margin, margin + "  "))
             return
         words = f"asked for {threads}: " + ", ".join(f"{key} {value}" for key, value in found.items())
         click.echo(click.wrap_text(words, 80, margin, margin + "  "))

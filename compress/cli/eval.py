@@ -79,7 +79,7 @@ def command(
         click.echo(f"{artifact.path.name[:22]:<22} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
     if corruptions:
         _show_corruptions(found, rows)
-    options.next_step(f"compress bench {' '.join(map(str, artifacts))}" + (f" --data {data}" if data else ""))
+    options.next_step("compress", "bench", *artifacts, *(["--data", data] if data else []))
 
 
 def _show_corruptions(found: "list[Artifact]", rows: list[dict[str, Any]]) -> None:

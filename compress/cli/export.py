@@ -44,4 +44,4 @@ def command(
         f"{out}: top-1 agrees with torch on {parity['top1_agreement_fraction']:.2%} of {parity['images']} images, "
         f"largest difference {parity['max_difference']:.1e}"
     )
-    options.next_step(f"compress eval {out} --data {data}")
+    options.next_step("compress", "eval", out, "--data", data)

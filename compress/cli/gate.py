@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 from compress.cli import options
+from compress.progress import say
+
+LONGER = {"smoke": "standard", "quick": "standard", "standard": "rigorous"}
 
 
 @click.command(short_help="Judge a report by limits: latency, p99, accuracy, bytes; exit code 3 when one fails.")
@@ -59,7 +62,12 @@ def command(
             click.echo(click.wrap_text(f"{row['status']:<13} {row['limit']}: {row['value']}", 80, "", " " * 14))
     code = gate.exit_code(gates)
     if code == gate.EXIT_UNCLEAR:
-        options.next_step(f"compress bench models/{document['run']['name']} --tier standard, or more test images")
+        longer = LONGER.get(document["run"]["tier"])
+        if document["stages"] and longer:
+            recipe = f"models/{document['run']['name']}/recipe.toml"
+            options.next_step("compress", "run", "--recipe", recipe, "--set", f"tier={longer}")
+        else:
+            say("next   measure again, on a quieter machine or with more images")
     sys.exit(code)
 
 

@@ -40,7 +40,7 @@ def _arm64(folder: Path | None, mirror: str) -> None:
     place = folder or arm64.default_folder()
     arm64.build(place, packages, mirror=mirror, tell=_tell)
     click.echo(place)
-    options.next_step("compress verify --arch arm64 models/RUN")
+    options.next_step("compress", "verify", "--arch", "arm64", "models/RUN")
 
 
 def _web(folder: Path | None, mirror: str) -> None:
@@ -53,7 +53,7 @@ def _web(folder: Path | None, mirror: str) -> None:
     place = folder or web_kit.default_folder()
     web_kit.build(place, tell=_tell)
     click.echo(place)
-    options.next_step("compress doctor --probe")
+    options.next_step("compress", "doctor", "--probe")
 
 
 def _tell(text: str) -> None:

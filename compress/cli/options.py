@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +193,6 @@ def report_file(source: Path) -> Path:
     return source / "report.json" if source.is_dir() else source
 
 
-def next_step(text: str) -> None:
-    """The last line of a command: what to do next. On stderr, as all messages."""
-    say(f"next   {text}")
+def next_step(*words: str | Path) -> None:
+    """The last line of a command: the command to type next, quoted for a shell. On stderr, as all messages."""
+    say(f"next   {shlex.join(map(str, words))}")

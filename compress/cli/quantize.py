@@ -74,7 +74,7 @@ def command(
     for row in elsewhere_rows({"elsewhere": done.elsewhere}):
         cost = f", {fmt.points_interval(row['cost_fraction'])} on {row['n']} images" if row["n"] else ""
         click.echo(f"{row['where']}: {row['how']}{cost}" + (f"; {row['words']}" if row["words"] else ""))
-    options.next_step(f"compress bench {model} {written} --data {data}")
+    options.next_step("compress", "bench", model, written, "--data", data)
 
 
 def _further(quantize: str) -> str:

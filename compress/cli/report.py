@@ -46,7 +46,7 @@ def show(source: Path, out: Path | None, kind: str) -> None:
     if out:
         report.write({k: v for k, v in document.items() if k != "derived"}, out)
         say(f"wrote  {out / 'report.html'}")
-    options.next_step(f"open {path.with_name('report.html')}")
+    options.next_step("compress", "gate", out or source, "--max-drop", "1")
 
 
 @command.command(short_help="Two reports: what became faster, better or smaller.")
@@ -69,4 +69,4 @@ def diff(before: Path, after: Path, kind: str) -> None:
         click.echo(json.dumps(found, indent=1, sort_keys=True, allow_nan=False))
     else:
         click.echo({"text": compared_text.text, "md": compared_text.markdown}[kind](found))
-    options.next_step(f"compress gate {after} --against {before}")
+    options.next_step("compress", "gate", after, "--against", before)

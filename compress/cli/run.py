@@ -53,4 +53,4 @@ def command(
     if result.reused:
         say("nothing to do: this run was finished before")
     say(f"wrote  {result.models}/ and {result.reports}/report.html")
-    say(f"next   compress verify {result.models}")
+    options.next_step("compress", "verify", result.models)

@@ -28,7 +28,7 @@ def command(folder: Path, arch: str) -> None:
         for name, found in files.verify(folder, scratch):
             click.echo(f"ok  {name:<22} {found}")
         say(f"{folder} is whole and answers here as it did where it was made")
-        options.next_step(f"compress bench {folder} --tier standard")
+        options.next_step("compress", "bench", folder, "--tier", "standard")
         return
     rows = arm64_verify.verify(folder, arm64.default_folder(), scratch)
     for name, said, well in rows:
@@ -39,4 +39,5 @@ def command(folder: Path, arch: str) -> None:
             code="E-ARM64",
             hint="do not ship these to phones or boards; `compress convert` offers other runtimes",
         )
-    options.next_step(f"compress bench {folder} --tier standard")
+    if (folder / "manifest.json").is_file():  # what `compress convert` made is ready for an app
+        options.next_step("compress", "bench", folder, "--tier", "standard")

@@ -10,6 +10,8 @@ from compress import torchvision_source
 from compress.config import knob
 from compress.data_source import Progress, Source
 
+LICENSE = "its authors state none; images from the web, for research"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -24,8 +24,15 @@ def _row(each: dict[str, Any]) -> dict[str, Any]:
     identity = ("stage", "runtime", "format", "precision", "files", "notes", "failure")
     return {
         **{key: each[key] for key in identity},
-        "word": "refused" if gate and gate["why"] else "failed" if each["failure"] else "ok",
+        "word": "refused"
+        if gate and gate["why"]
+        else "failed"
+        if each["failure"]
+        else "ok"
+        if gate
+        else "not compared",
         "images": gate["images"] if gate else 0,
+        "reference": gate.get("reference", "the ONNX file") if gate else "",
         "size_bytes": each["size_bytes"] if each["files"] else None,
         "tools": ", ".join(f"{name} {version}" for name, version in sorted(each["tools"].items())),
         "agreement_fraction": agreement,

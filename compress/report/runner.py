@@ -10,7 +10,17 @@ def runner_sentences(facts: dict[str, Any]) -> list[str]:
         visit = next((v for v in measurement["visits"] if "runner" in v["effective"]), None)
         if visit:
             found[measurement["runtime"]] = _sentence(measurement, visit)
-    return list(found.values())
+    return [*found.values(), *_proxies(facts)]
+
+
+def _proxies(facts: dict[str, Any]) -> list[str]:
+    """What times on a desktop's processor are not, of runtimes whose own formats are made for phones."""
+    timed = {m["runtime"] for m in facts["measurements"] if m["visits"] and "runner" not in m["visits"][0]["effective"]}
+    made = {each["runtime"] for each in facts.get("converted") or [] if each["files"]} & timed
+    if not made or "x86_64" not in facts["environment"]["system"]:
+        return []
+    names = ", ".join(sorted(made))
+    return [f"{names}: timed on an x86 processor, whose kernels are others than ARM's; a proxy that ranks no phones"]
 
 
 def _sentence(measurement: dict[str, Any], visit: dict[str, Any]) -> str:

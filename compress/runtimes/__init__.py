@@ -2,12 +2,15 @@
 
 `unavailable() -> str`, `version() -> str`, `open_session(path, threads)`, `run(session, inputs) -> logits`,
 `effective(session) -> dict` and the facts REQUIRES, FORMAT and TOLERANCE. An adapter raises RuntimeError when the
-runtime, not the file, is to blame; any other error while opening counts against the file. `effective` may hold
-`fixed_batch`, the only batch size that the model takes. Where the work is done in another process or on a GPU, the
-adapter takes the time itself: `timed(session, inputs) -> (ns, ns of it that copies to and from the device took)`.
-One that compiles when it loads may declare START_ALLOWANCE_S, the seconds that it is given for that. One that may leave
-nodes to the CPU proves where they run: `placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU
-under `CPUExecutionProvider`; the first round asks when all is timed.
+runtime, not the file, is to blame; any other error while opening counts against the file. `effective` holds what was
+read back, `intra_op_threads` among it, which must be what was asked for; where the runtime does not tell it,
+`asked_threads`. It may hold `fixed_batch`, the only batch size that the model takes. Where the work is done in another
+process or on a GPU, the adapter takes the time itself: `timed(session, inputs) -> (ns, ns of it that copies to and from
+the device took)`. One that rounds int8 files by rules of its own, not by those that the file holds, says
+QUANTIZES_ITSELF = True: its answers are compared with the file's network in float. One that compiles when it loads may
+declare START_ALLOWANCE_S, the seconds that it is given for that. One that may leave nodes to the CPU proves where they
+run: `placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU under `CPUExecutionProvider`; the
+first round asks when all is timed.
 
 A runtime that has a benchmark program of its own for Android names it in NATIVE, for `--on adb:` (`phone.py`): `tool`,
 its file's name; `source`, where it comes from; `note`, what its numbers are not. Then it has

@@ -60,6 +60,8 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     info = get_delegation_info(lowered.exported_program().graph_module)
     (folder / "model.pte").write_bytes(lowered.to_executorch().buffer)
+    if not info.num_delegated_subgraphs:
+        raise RuntimeError("XNNPACK took no part of the graph")
     plural = "s" * (info.num_delegated_subgraphs != 1)
     left = sorted(
         f"{row.non_delegated} {name}"

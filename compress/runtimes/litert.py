@@ -9,6 +9,7 @@ import numpy as np
 
 REQUIRES = "ai-edge-litert>=2.1"
 CONVERTS_WITH = "litert-torch>=0.9"
+CONVERTER_NOTE = "it wants torch below 2.15, and pip exchanges a newer one: give it an environment of its own then"
 PACKAGES = ("ai-edge-litert", "litert-torch", "torch")
 FORMAT = "tflite"
 # float32: XNNPACK sums in another order. int8: the ONNX file's own integers and scales; XNNPACK rounds as ONNX Runtime
@@ -60,7 +61,7 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     RuntimeError where the converter is missing, InputRejected for an operator that the module has no counterpart of.
     """
     if util.find_spec("litert_torch") is None:
-        raise RuntimeError(f"litert-torch is not installed: pip install '{CONVERTS_WITH}'")
+        raise RuntimeError(f"litert-torch is not installed: pip install '{CONVERTS_WITH}'; {CONVERTER_NOTE}")
     import litert_torch
     import onnx
     import torch
@@ -94,6 +95,8 @@ def open_session(path: str, threads: int) -> Any:
 
     session = Interpreter(str(Path(path) / "model.tflite"), num_threads=threads)
     session.allocate_tensors()
+    if all(row["op_name"] != "DELEGATE" for row in session._get_ops_details()):
+        raise RuntimeError("the XNNPACK delegate took no part of the graph")
     session.asked_threads = threads
     return session
 
@@ -117,7 +120,7 @@ def effective(session: Any) -> dict[str, Any]:
         "delegates": operators.count("DELEGATE"),
         "input": session.get_input_details()[0]["dtype"].__name__,
         "output": session.get_output_details()[0]["dtype"].__name__,
-        "intra_op_threads": session.asked_threads,
+        "asked_threads": session.asked_threads,
         "fixed_batch": int(session.get_input_details()[0]["shape"][0]),
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 REQUIRES = "onnxruntime-web>=1.30"
 FORMAT = "onnx"
 # As for ort_web: the same bytes of WebAssembly.
-TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+TOLERANCE = {"float32": 1e-3, "float16": 0.01, "int8_weights": 0.1, "int8": 0.25}
 
 
 def unavailable() -> str:

@@ -10,7 +10,7 @@ import numpy as np
 REQUIRES = "onnxruntime-web>=1.30"
 FORMAT = "onnx"
 # Float: ONNX Runtime's kernels for another instruction set. Int8: these kernels sum products without saturation.
-TOLERANCE = {"float32": 1e-3, "float16": 0.02, "int8_weights": 0.1, "int8": 0.25}
+TOLERANCE = {"float32": 1e-3, "float16": 0.01, "int8_weights": 0.1, "int8": 0.25}
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # A browser that asks nobody for anything, and does not slow down a page because nobody looks at it.
