@@ -95,11 +95,14 @@ def visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Pat
     """As `run_child`, and beside it what befell the machine meanwhile: load, throttling, time taken by others."""
     throttled = environment.throttled_periods()
     load, (stolen, ticks) = environment.load_average(), environment.cpu_ticks()
+    begun = time.perf_counter_ns()
     result = run_child(spec, work, timeout_s, plugins)
+    took = time.perf_counter_ns() - begun
     stolen_after, ticks_after = environment.cpu_ticks()
     return result | {
         "load_average": load,
         "throttled_periods": environment.throttled_periods() - throttled,
+        "visit_ns": took,
         "steal_fraction": (stolen_after - stolen) / max(1, ticks_after - ticks),
     }
 
@@ -206,6 +209,8 @@ def _read_result(result: Path, log: Path, status: int) -> dict[str, Any]:
         content = json.loads(result.read_text())
     except ValueError as error:
         raise ChildFailed(f"the child's result is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ChildFailed(f"the child's result is no table of facts but {type(content).__name__}")
     if "error" in content:
         raise ChildFailed(f"{content['stage']}: {content['error']}", content["stage"], content["kind"])
     return content

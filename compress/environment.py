@@ -101,13 +101,15 @@ def cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) ->
 
 
 def throttled_periods(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> int:
-    """How often the quota has stopped this process's control groups so far; compare before and after a visit."""
-    total = 0
+    """How often a quota has stopped this process so far: of its nested control groups, that which was stopped most.
+    Compare before and after a visit.
+    """
+    most = 0
     for group in _cpu_groups(root, membership):
         for line in _read(group / "cpu.stat").splitlines():
             name, _, value = line.partition(" ")
-            total += int(value) if name == "nr_throttled" else 0
-    return total
+            most = max(most, int(value) if name == "nr_throttled" else 0)
+    return most
 
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:

@@ -46,9 +46,11 @@ def judge(
     timed = [
         *([latency_gate(cell, limits.max_latency_ns)] if limits.max_latency_ns else []),
         *([_tail_gate(document, cell, limits.max_p99_ns)] if limits.max_p99_ns else []),
-        *([_speedup_gate(cell, limits.min_speedup)] if limits.min_speedup else []),
     ]
-    gates = [_trusted(document, cell, gate) for gate in timed]
+    gates = [_trusted(document, [cell], gate) for gate in timed]
+    if limits.min_speedup:
+        baseline = [c for c in document["derived"]["cells"] if c["cell"] == cell["speedup_same_runtime"].get("against")]
+        gates.append(_agreed(document, _trusted(document, [cell, *baseline], _speedup_gate(cell, limits.min_speedup))))
     if limits.max_drop_points is not None:
         gates.append(_drop_gate(document, cell["runtime"], limits.max_drop_points))
     if limits.max_size_bytes:
@@ -89,9 +91,9 @@ def _cell(document: dict[str, Any], runtime: str, threads: int) -> dict[str, Any
     return wanted[0]
 
 
-def _trusted(document: dict[str, Any], cell: dict[str, Any], gate: Gate) -> Gate:
+def _trusted(document: dict[str, Any], cells: list[dict[str, Any]], gate: Gate) -> Gate:
     """A latency decides nothing where the machine made differences up, or was looked at too briefly."""
-    broken = [flag["text"] for flag in cell["flags"] if flag["severity"] == "invalid"]
+    broken = [flag["text"] for cell in cells for flag in cell["flags"] if flag["severity"] == "invalid"]
     if broken:
         return {**gate, "status": "invalid", "value": f"{gate['value']}; {'; '.join(broken)}"}
     if document["derived"]["aa"]["verdict"] == "invalid":
@@ -101,6 +103,15 @@ def _trusted(document: dict[str, Any], cell: dict[str, Any], gate: Gate) -> Gate
         tier = document["derived"]["short_tier"]
         return {**gate, "status": "inconclusive", "value": f"{gate['value']}; the tier {tier} is a first look"}
     return gate
+
+
+def _agreed(document: dict[str, Any], gate: Gate) -> Gate:
+    """A ratio passes only where the same bytes, measured twice, agreed."""
+    verdict = document["derived"]["aa"]["verdict"]
+    if gate["status"] != "pass" or verdict == "ok":
+        return gate
+    why = f"the A/A control is {verdict or 'missing'}: the ratio of a file to itself was not shown to be 1"
+    return {**gate, "status": "inconclusive", "value": f"{gate['value']}; {why}"}
 
 
 def _tail_gate(document: dict[str, Any], cell: dict[str, Any], limit: float) -> Gate:
@@ -149,13 +160,23 @@ def _size(document: dict[str, Any], cell: dict[str, Any], limit: int) -> Gate:
 def _regressions(document: dict[str, Any], against: dict[str, Any], cell: dict[str, Any]) -> list[Gate]:
     found = compare_reports(against, document)
     where = (document["shipped"], cell["runtime"])
+    earlier = next(
+        (
+            c
+            for c in against["derived"]["cells"]
+            if not c["control"] and (c["stage"], c["runtime"], c["threads"]) == (*where, cell["threads"])
+        ),
+        None,
+    )
     speed = next(
         (r for r in found["latency"] if (r["stage"], r["runtime"], r["threads"]) == (*where, cell["threads"])), None
     )
     top1 = next((r for r in found["accuracy"] if (r["stage"], r["runtime"]) == where), None)
     size = next((r for r in found["size"] if r["stage"] == document["shipped"]), None)
     return [
-        _trusted(document, cell, _no_slower(speed)),
+        _agreed(
+            against, _trusted(against, [earlier] if earlier else [], _trusted(document, [cell], _no_slower(speed)))
+        ),
         _no_worse(top1),
         _no_larger(size),
     ]

@@ -1,6 +1,7 @@
 """Progress for long work: one live line on a terminal, a line every ten seconds in a log, silence under two seconds."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ class Progress:
         rate = (self.done - self.start_done) / (now - self.started)
         left = duration((self.total - self.done) / rate) if rate > 0 else "?"
         text = f"{self.name}: {self.done}/{self.total} {self.unit}, {rate:.4g}/s, {left} left {note}".rstrip()
-        sys.stderr.write(f"\r\x1b[K{text[:100]}" if self.live else f"  {text}\n")
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r\x1b[K{text[:width]}" if self.live else f"  {text}\n")
         sys.stderr.flush()
 
 

@@ -19,6 +19,7 @@ from compress import environment, facts, recipe
 from compress.errors import CompressError, InputRejected
 from compress.images import PREPROCESSING
 from compress.recipe import Recipe
+from compress.report.rows_classes import CLASSES_FILE
 from compress.store import digest, file_digest, read_json, write_atomic, write_json
 from compress.types import Artifact, Dataset, Measurement, Splits
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 GOLDEN_IMAGES = 16
 RECIPE = "the recipe"
-REPORT_FILES = ("report.json", "report.md", "report.html", "samples.npz")
+REPORT_FILES = ("report.json", "report.md", "report.html", "samples.npz", CLASSES_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ def test_it_tells_what_how_and_how_far() -> None:
         "1, 3, 32, 32" in found["cpp"] and "longArrayOf(1, 3, 32, 32)" in found["kotlin"] and '"RGB"' in found["python"]
     )
     assert document["derived"]["verdict"]["sentence"] in text and "10,000 images" in text
-    assert "Example CPU 2.5 GHz" in text and "licences" in text
+    assert "Example CPU 2.5 GHz" in text and "Licence of the images: not stated" in text
     for language in ("cpp", "kotlin"):
         assert all(found[language].count(a) == found[language].count(b) for a, b in ("{}", "()", "[]"))
 

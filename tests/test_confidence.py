@@ -93,4 +93,4 @@ def test_the_report_shows_it_where_it_was_counted(tmp_path) -> None:
     text = report.write(with_confidence(), tmp_path)["md"].read_text(encoding="utf-8")
     assert text.count("calibration error ") == 6 and text.count(" at temperature ") == 4
     before = html.render(report.document_of(make_facts()))
-    assert "reliability" not in before and "calibration error" not in before
+    assert 'id="reliability-title"' not in before and "calibration error (95 %)" not in before

@@ -265,7 +265,7 @@ def test_interruptions_are_no_bugs(run, monkeypatch) -> None:
 
     monkeypatch.setattr(catalog, "names", stop)
     code, _, err = run("list")
-    assert code == 130 and err.strip() == "stopped; the same command goes on from the last checkpoint"
+    assert code == 130 and err.strip() == "stopped; what was finished is kept, and the same command goes on from there"
 
 
 # --- errors of our own

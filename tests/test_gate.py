@@ -54,6 +54,20 @@ def test_an_interval_has_to_lie_on_one_side(document):
         assert gate.exit_code(gates) == {"pass": 0, "fail": 3, "inconclusive": 4}[status]
 
 
+def test_a_ratio_needs_an_agreeing_control_and_a_valid_baseline(facts):
+    limits = gate.Limits(min_speedup=1.5)
+    assert statuses(gate.judge(report.document_of(facts), limits)) == {"min_speedup": "pass"}
+    untwinned = {**facts, "measurements": [m for m in facts["measurements"] if not m["control"]]}
+    (row,) = gate.judge(report.document_of(untwinned), limits)
+    assert row["status"] == "inconclusive" and "the A/A control is missing" in row["value"]
+    teacher = next(m for m in facts["measurements"] if m["cell"] == "teacher/ort_cpu/1")
+    teacher["visits"][0]["steal_fraction"] = 0.3
+    (row,) = gate.judge(report.document_of(facts), limits)
+    assert row["status"] == "invalid" and "took 30.0 %" in row["value"]
+    (row,) = gate.judge(report.document_of(facts), gate.Limits(max_latency_ns=1e9))
+    assert row["status"] == "pass", "the baseline has no part in a limit on the latency itself"
+
+
 def test_the_tail_is_judged_with_its_spread_over_rounds(document):
     p99 = cell_of(document)["percentiles_ns"]["p99"]["value"]
     assert statuses(gate.judge(document, gate.Limits(max_p99_ns=2 * p99))) == {"max_p99": "pass"}

@@ -219,8 +219,14 @@ def test_resnet8_is_the_reference_layer_by_layer() -> None:
         assert torch.allclose(body(x), body.linear(y.mean((2, 3))), atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["mobileone_s0:width=0.25", "mobileone_s4:width=0.25", "mobileone_s1:width=0.25"])
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "pruned"),
+    [
+        # several branches; one of each; squeeze-excite beside them
+        ("mobileone_s0:width=0.25", True), ("mobileone_s1:width=0.25", False), ("mobileone_s1:width=0.25", True),
+        ("mobileone_s4:width=0.25", False),
+    ],
+)  # fmt: skip
 def test_merged_branches_answer_alike(spec: str, pruned: bool, tmp_path) -> None:
     net = make(spec)
     if pruned:

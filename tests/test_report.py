@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compress import facts as facts_of
 from compress import report, stats
 from compress.errors import InputRejected
 from compress.report import format as fmt
 from compress.report import html, markdown, rows_accuracy, rows_cells, schema, svg
 from compress.report.rows import derive
+from compress.types import Measurement
 
 ROUNDS = 10
 QUERIES = 120
@@ -351,6 +353,41 @@ def test_status_follows_the_gate_that_failed(facts, change, status, word):
     assert verdict["sentence"] in _Page(html.render(document)).text
 
 
+@pytest.mark.parametrize("stage", ["int8", "teacher"])
+def test_rounds_that_are_not_valid_decide_no_ratio(facts, stage):
+    """Of the cell that the verdict speaks of, or of the one that it is compared with; bytes and accuracy stand."""
+    cell = next(m for m in facts["measurements"] if m["cell"] == f"{stage}/ort_cpu/1")
+    cell["visits"][0]["steal_fraction"] = 0.3
+    gates = {g["name"]: g for g in report.document_of(facts)["derived"]["verdict"]["gates"]}
+    assert gates["latency"]["status"] == "inconclusive" and gates["size"]["status"] == "pass"
+    assert f"{stage}/ort_cpu/1 is not valid: other virtual machines took 30.0 %" in gates["latency"]["value"]
+    results = html.render(report.document_of(facts)).partition("Results of each cell")[2].partition("</table>")[0]
+    assert results.count("invalid") == 1
+
+
+def test_a_single_file_is_compared_with_nothing(facts):
+    alone = {**facts, "stages": [], "accuracy": [], "shipped": "teacher"}
+    verdict = report.document_of(alone)["derived"]["verdict"]
+    assert [g["name"] for g in verdict["gates"]] == ["A/A control", "benchmark tier"] and verdict["status"] == "pass"
+    assert verdict["sentence"].startswith("teacher.onnx on ort_cpu (1 thread) takes 6.42 ms (6.37-6.43)")
+    several = {**facts, "stages": [], "accuracy": []}
+    verdict = report.document_of(several)["derived"]["verdict"]
+    assert [g["name"] for g in verdict["gates"]] == ["latency", "size", "A/A control", "benchmark tier"]
+    assert "faster (4.1-4.2) than teacher.onnx in the same runtime" in verdict["sentence"]
+    assert "top-1" not in verdict["sentence"] and verdict["status"] == "pass"
+
+
+def test_the_sections_come_in_the_order_of_what_is_asked_first(facts):
+    page = html.render(report.document_of(facts))
+    titles = re.findall(r"<h2>([^<]+)</h2>", page)
+    wanted = [
+        "Warnings", "Accuracy against latency", "Results", "Speed-up", "How latency is distributed", "Round by round",
+        "What each stage cost and gained", "Latency in detail", "Accuracy in detail", "Environment and data",
+        "Reproduce", "Glossary",
+    ]  # fmt: skip
+    assert [title for title in titles if title in wanted] == wanted
+
+
 def test_short_tier_is_stamped_everywhere(facts):
     facts["run"]["tier"] = "quick"
     document = report.document_of(facts)
@@ -386,7 +423,12 @@ def test_stages_name_their_cost_and_whether_they_paid(document):
     assert [s["paid"] for s in stages.values()] == ["", "paid", "not kept", "paid"]
     assert stages["int8"]["cost_on_select_fraction"]["value"] == pytest.approx(-5 / 5000)
     assert stages["distilled"]["cost_on_report_fraction"]["paired"]
-    assert not stages["int8"]["cost_on_report_fraction"]["paired"]  # its parent is not the teacher
+    # its parent is not the teacher, and these facts do not say which images only one of the two gets right
+    assert not stages["int8"]["cost_on_report_fraction"]["paired"]
+    counted = {"stage": "int8", "parent": "distilled", "n": 10_000, "parent_only": 30, "this_only": 10}
+    known = {k: v for k, v in document.items() if k != "derived"} | {"against_parents": [counted]}
+    paired = {s["stage"]: s for s in report.document_of(known)["derived"]["stages"]}["int8"]["cost_on_report_fraction"]
+    assert paired["paired"] and paired["value"] == pytest.approx(-0.002) and paired["high"] < 0
     assert stages["int8"]["size_gain"]["value"] == pytest.approx(2_790_000 / 812_000)
 
 
@@ -422,7 +464,24 @@ def test_percentiles_wait_for_enough_queries(facts):
     assert tail["p90"]["value"] and tail["p95"]["value"]
     assert tail["p99"] == {"value": None, "low": None, "high": None, "reason": "have 300 queries, need 662"}
     assert "not measured (have 300 queries, need 662)" in _Page(html.render(document)).text
-    assert [rows_cells.queries_needed(p) for p in (90, 95, 99)] == [64, 130, 662]
+    assert [rows_cells.queries_needed(p) for p in (90, 95, 99, 99.9)] == [64, 130, 662, 6_636]
+    assert tail["p99.9"]["reason"] == "have 300 queries, need 6,636"
+
+
+def test_the_slowest_in_a_thousand_have_quantiles_of_their_own():
+    """Of an even grid of 101 the 99.9th percentile would lie between the 99th and the slowest query of all."""
+    noise = np.random.default_rng(4)
+    samples = [noise.lognormal(0, 0.2, 5000) * 1e6 for _ in range(2)]
+    samples[0][:3] *= 40
+    measurement = Measurement(
+        cell="a", artifact="a", artifact_digest="", runtime="ort_cpu", runtime_version="1", threads=1, batch=1,
+        visits=tuple({"round": i, "samples_ns": list(s)} for i, s in enumerate(samples)), failure="",
+    )  # fmt: skip
+    visits = facts_of.measurement_facts(measurement, "")["visits"]
+    found = rows_cells.percentile_of(visits, 99.9)["value"]
+    assert found == pytest.approx(np.quantile(np.concatenate(samples), 0.999), rel=0.05)
+    coarse = [{k: v for k, v in visit.items() if k != "tail_ns"} for visit in visits]
+    assert rows_cells.percentile_of(coarse, 99.9)["value"] is None
 
 
 def test_pooled_quantiles_are_those_of_all_queries_together():

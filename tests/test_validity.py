@@ -69,6 +69,8 @@ def test_two_levels():
 
 def test_the_quota_stolen_time_the_clock_and_the_warm_up():
     assert codes(quiet(), throttled_periods=1)["throttled"] == "invalid"
+    # the periods are those of the whole visit, not of its timed block
+    assert codes(quiet(), throttled_periods=1, visit_ns=30e9)["throttled"] == "warn"
     assert codes(quiet(), block_ns=30e9, throttled_periods=1)["throttled"] == "warn"
     assert codes(quiet(), steal_fraction=0.02) == {"steal": "warn"}
     assert codes(quiet(), steal_fraction=0.2) == {"steal": "invalid"}

@@ -94,14 +94,22 @@ def _uses(document: dict[str, Any]) -> list[str]:
 
 
 def _limits(document: dict[str, Any]) -> list[str]:
-    data, machine = document["dataset"], document["environment"]
+    data, machine, derived = document["dataset"], document["environment"], document["derived"]
+    cell = next((c for c in derived["cells"] if c["cell"] == derived["primary_cell"]), None)
+    timed = ""
+    if cell and cell["latency_ns"]["value"] is not None:
+        where = f"{cell['runtime']} at {fmt.threads(cell['threads'])}"
+        timed = f", {fmt.latency_interval(cell['latency_ns'])} in {where}, median and 95 % interval,"
+    licence = data.get("licence") or "not stated"
     return [
         "## Limits", "",
         f"- It answers with one of {fmt.count(len(data['class_names']))} classes whatever an image shows.",
         f"- Its accuracy is that on {fmt.count(data['report'])} images of {markdown.escaped(data['name'])}; other "
         "cameras and places may give another.",
-        f"- Its latency is that of {markdown.escaped(machine['cpu_model'])}; of phones and boards it says nothing.",
-        "- Its weights come from these images and its teacher's: their licences say what may be done with it.", "",
+        f"- Its latency{timed} is that of {markdown.escaped(machine['cpu_model'])}; of phones and boards it "
+        "says nothing.",
+        f"- Licence of the images: {markdown.escaped(licence)}. Its weights come from these and from its teacher's, "
+        "which say what may be done with it.", "",
     ]  # fmt: skip
 
 

@@ -123,9 +123,14 @@ def _chart(title: str, drawing: Markup, class_: str = "chart") -> Markup:
     return element("div", drawing, class_=class_, tabindex="0", role="group", aria_label=title)
 
 
-def _figure(title: str, caption: str, drawing: Markup | None, key: Markup | None = None) -> Markup:
-    body = _chart(title, drawing) if drawing else element("p", fmt.absent("no data"), class_="note")
-    return element("figure", element("h2", title), element("figcaption", caption), body, key if drawing else None)
+def _figure(
+    title: str, caption: str, drawing: Markup | None, key: Markup | None = None, *, alone: bool = False
+) -> Markup:  # fmt: skip
+    """`alone`: it has the page's width to itself, and is drawn no larger for that."""
+    chart = "chart alone" if alone else "chart"
+    body = _chart(title, drawing, chart) if drawing else element("p", fmt.absent("no data"), class_="note")
+    parts = (element("h2", title), element("figcaption", caption), body, key if drawing else None)
+    return element("figure", *parts, class_="alone" if alone else None)
 
 
 def _cell_key(cells: list[dict[str, Any]], labels: Labels) -> Markup:
@@ -174,16 +179,21 @@ def _drawn_words(document: dict[str, Any]) -> str:
     return "" if shown == every else f" {words.DRAWN.format(shown=shown, every=every)}"
 
 
+def _trade(document: dict[str, Any], labels: Labels) -> Markup:
+    return _figure(
+        "Accuracy against latency",
+        words.PARETO + _drawn_words(document),
+        plots_comparison.accuracy_latency(document, labels),
+        _runtime_key(document, labels),
+        alone=True,
+    )
+
+
 def _plots(document: dict[str, Any], labels: Labels) -> Markup:
     some = _drawn_words(document)
     return element(
         "div",
-        _figure(
-            "Accuracy against latency",
-            words.PARETO + some,
-            plots_comparison.accuracy_latency(document, labels),
-            _runtime_key(document, labels),
-        ),
+        _figure("Speed-up", words.FOREST + some, plots_comparison.speedups(document, labels)),
         _figure(
             "How latency is distributed",
             words.ECDF + some,
@@ -191,15 +201,11 @@ def _plots(document: dict[str, Any], labels: Labels) -> Markup:
             _cell_key(drawn(document), labels),
         ),
         _figure(
-            "Speed-up",
-            words.FOREST + some,
-            plots_comparison.speedups(document, labels),
-        ),
-        _figure(
             "Round by round",
             words.ROUNDS + some,
             plots_latency.rounds(document, labels),
             _cell_key(drawn(document, controls=True), labels),
+            alone=True,
         ),
         class_="plots",
     )
@@ -349,6 +355,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _verdict(document),
         _warnings(document),
         _tiles(document),
+        _trade(document, labels),
         _section("Results", _note(words.RESULTS), tables.results(document, labels)),
         _plots(document, labels),
         _paced(document),
@@ -367,6 +374,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Artifacts", tables.artifacts(document)),
         _environment(document),
         _reproduce(document),
+        _section("Glossary", pairs(list(words.GLOSSARY.items()))),
     )
     made = f"Made by compress {document['tool']['version']} {words.RAW}"
     return join(_header(document), main, element("footer", made))

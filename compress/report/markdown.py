@@ -202,7 +202,7 @@ def _converted_lines(document: dict[str, Any]) -> list[str]:
         if row["agreement_fraction"]["value"] is not None:
             same = fmt.percent(row["agreement_fraction"]["value"])
             said += [
-                f"same answer as the ONNX file on {same} of {fmt.count(row['images'])} images",
+                f"same answer as {row['reference']} on {same} of {fmt.count(row['images'])} images",
                 f"logits within {fmt.shown(row['difference_fraction'], fmt.power)} of their spread",
                 f"top-1 {fmt.points_interval(row['cost_fraction'])}",
             ]
@@ -306,7 +306,8 @@ def render(document: dict[str, Any]) -> str:
         lines = [f"- {escaped(words)}" for words in plots_tree.path_words(document)]
         parts += ["## Paths of some images through the tree", "", *lines, ""]
     parts += ["## Artifacts", "", *_artifact_lines(document), ""]
-    machine = f"{env['cpu_model']}, {env['cores_allowed']} cores allowed, {env['system']}, Python {env['python']}"
+    allowed = f"{fmt.plural(env['cores_allowed'], 'core')} allowed"
+    machine = f"{env['cpu_model']}, {allowed}, {env['system']}, Python {env['python']}"
     parts += ["## Reproduce", "", escaped(machine), "", fenced(run["command"]), ""]
     parts += [f"Seed {run['seed']}, benchmark tier {escaped(run['tier'])}, recipe {escaped(run['recipe_digest'])}."]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"

@@ -26,9 +26,9 @@ def distributions(document: dict[str, Any], labels: Labels) -> Markup | None:
         colour = labels.colour(cell["stage"])
         points = [(x(v / 1e6), y(100 * f)) for v, f in zip(values, cell["ecdf"]["fraction"], strict=False)]
         body.append(svg.polyline(points, f"line {colour} {labels.dash(cell['runtime'])}"))
-        marks = {50: cell["latency_ns"], **{int(k[1:]): v for k, v in cell["percentiles_ns"].items()}}
-        for percentile in (50, 90, 99):
-            if marks[percentile]["value"] is not None:
+        marks = {50: cell["latency_ns"], **{p: cell["percentiles_ns"][f"p{p}"] for p in (90, 99)}}
+        for percentile, estimate in marks.items():
+            if estimate["value"] is not None:
                 at = values[min(percentile, len(values) - 1)] / 1e6
                 body.append(svg.mark(labels.shape(cell["runtime"]), x(at), y(percentile), 3.2, f"mark {colour}"))
     description = "; ".join(

@@ -50,7 +50,7 @@ def roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
         body.append(svg.mark(labels.shape(cell["runtime"]), *at, 6.0, f"mark {labels.colour(cell['stage'])}{twin}"))
     description = "; ".join(
         f"{labels.cell(c)}: {fmt.shown(c['gmacs_per_second'], fmt.gmacs)}, "
-        f"{fmt.shown(c['peak_share'], fmt.percent)} of the peak"
+        f"{fmt.shown(c['peak_share'], fmt.percent)} of float32's peak"
         for c in cells
     )
     return svg.drawing("roofline", "Arithmetic under the CPU's roofs", description, frame, *body)

@@ -87,7 +87,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "paced": paced_rows(facts, cells),
         "sustained": sustained_rows(facts, cells),
         "classes": class_rows(facts, row),
-        "verdict": verdict(facts, cell, row, aa, size),
+        "verdict": verdict(facts, cells, cell, row, aa, size),
         "warnings": sentences(cells),
         "timer_ns": timer_ns(facts),
     }

@@ -8,12 +8,12 @@ from compress import stats
 from compress.report.estimates import Estimate, baseline, measured, middle_ns, missing
 from compress.report.rows_validity import flags
 
-PERCENTILES = (90, 95, 99)
+PERCENTILES = (90, 95, 99, 99.9)
 NATIVE_RUNTIME = "torch_eager"
 _ENOUGH = 1_000_000  # more queries than any percentile shown here needs
 
 
-def queries_needed(percentile: int) -> int:
+def queries_needed(percentile: float) -> int:
     """The fewest pooled queries at which `percentile` may be printed."""
     low, high = 0, _ENOUGH
     while high - low > 1:
@@ -25,19 +25,30 @@ def queries_needed(percentile: int) -> int:
 def pooled_quantiles(visits: list[dict[str, Any]], fractions: np.ndarray) -> np.ndarray:
     """Quantiles (ns) at `fractions` in [0,1] of all visits together, each weighted by its number of queries.
 
-    Every visit brings its own quantiles on an even grid; the pooled distribution is their mixture, inverted.
+    Every visit brings its own quantiles on a grid that is even, and finer over the slowest 1 %; the pooled distribution
+    is their mixture, inverted.
     """
-    levels = [np.asarray(v["quantiles_ns"], float) for v in visits]
+    levels = [_levels(v) for v in visits]
     weights = np.array([v["n"] for v in visits], float)
-    support = np.unique(np.concatenate(levels))
+    support = np.unique(np.concatenate([level for level, _ in levels]))
     shares = np.zeros_like(support)
-    for weight, level in zip(weights / weights.sum(), levels, strict=True):
-        shares += weight * _share_below(support, level)
+    for weight, (level, grid) in zip(weights / weights.sum(), levels, strict=True):
+        shares += weight * _share_below(support, level, grid)
     return np.interp(fractions, shares, support)
 
 
-def _share_below(support: np.ndarray, level: np.ndarray) -> np.ndarray:
+def _levels(visit: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(latencies in ns, the shares of the queries that took at most so long); facts of old know no `tail_ns`."""
+    level = np.asarray(visit["quantiles_ns"], float)
     grid = np.linspace(0.0, 1.0, len(level))
+    if not visit.get("tail_ns"):
+        return level, grid
+    tail, begin = np.asarray(visit["tail_ns"], float), 0.99
+    kept = grid < begin - 1e-9
+    return np.concatenate([level[kept], tail]), np.concatenate([grid[kept], np.linspace(begin, 1.0, len(tail))])
+
+
+def _share_below(support: np.ndarray, level: np.ndarray, grid: np.ndarray) -> np.ndarray:
     values, first = np.unique(level, return_index=True)
     last = np.append(first[1:] - 1, len(level) - 1)
     return np.interp(support, values, grid[last], left=0.0, right=1.0)
@@ -72,13 +83,15 @@ def _percentiles(measurement: dict[str, Any]) -> dict[str, Estimate]:
     return {f"p{percentile}": percentile_of(measurement["visits"], percentile) for percentile in PERCENTILES}
 
 
-def percentile_of(visits: list[dict[str, Any]], percentile: int) -> Estimate:
+def percentile_of(visits: list[dict[str, Any]], percentile: float) -> Estimate:
     """A percentile (ns) of all visits together, or how many queries it needs."""
     queries = sum(visit["n"] for visit in visits)
     if not _of_single_queries(visits):
         return missing("its program tells no single queries")
     if not stats.percentile_allowed(percentile / 100, queries):
         return missing(f"have {queries:,} queries, need {queries_needed(percentile):,}")
+    if percentile > 99 and not all(visit.get("tail_ns") for visit in visits):
+        return missing("this version of the benchmark kept no finer quantiles")
     return measured(pooled_quantiles(visits, np.array([percentile / 100]))[0])
 
 

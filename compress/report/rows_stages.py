@@ -46,9 +46,15 @@ def _in_common(rows: list[dict[str, Any]], stage: str, parent: str) -> tuple[dic
     )
 
 
-def _cost_on_report(stage: dict[str, Any], accuracy: list[dict[str, Any]]) -> Estimate:
+def _cost_on_report(facts: dict[str, Any], stage: dict[str, Any], accuracy: list[dict[str, Any]]) -> Estimate:
     if not stage["parent"]:
         return {**baseline(), "paired": False}
+    for row in facts.get("against_parents") or []:  # older facts counted against the teacher alone
+        if (row["stage"], row["parent"]) == (stage["name"], stage["parent"]):
+            return {
+                **measured(*stats.paired_difference(row["parent_only"], row["this_only"], row["n"])),
+                "paired": True,
+            }
     pair = _in_common(accuracy, stage["name"], stage["parent"])
     if pair is None:
         return {**missing("no runtime has both this stage and its parent"), "paired": False}
@@ -100,7 +106,7 @@ def _row(facts: dict[str, Any], stage: dict[str, Any], accuracy: list[dict[str, 
         "parent": stage["parent"],
         "decision": stage["decision"],
         "cost_on_select_fraction": _cost_on_select(stage),
-        "cost_on_report_fraction": _cost_on_report(stage, accuracy),
+        "cost_on_report_fraction": _cost_on_report(facts, stage, accuracy),
         "latency_gain": latency,
         "size_gain": size,
         "paid": paid,

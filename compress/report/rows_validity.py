@@ -10,7 +10,7 @@ from compress.report.estimates import Estimate, measured, middle_ns, missing
 # rule → (what it says, limit that warns, limit that invalidates; None: it only warns)
 RULES: dict[str, tuple[str, float, float | None]] = {
     "spread": ("its round medians spread by {} (coefficient of variation)", 0.05, 0.10),
-    "drift": ("its rounds became slower by {} from the first to the last (less than 0: faster)", 0.03, 0.10),
+    "drift": ("its rounds became {} from the first to the last", 0.03, 0.10),
     "two_levels": ("its rounds lie on two levels, {} apart", 0.0, None),
     "throttled": ("the CPU quota stopped it in {} of the scheduler's periods", 0.0, 0.01),
     "steal": ("other virtual machines took {} of the CPU's time meanwhile", 0.01, 0.05),
@@ -37,7 +37,10 @@ def flags(measurement: dict[str, Any]) -> list[dict[str, str]]:
         words, warn, invalid = RULES[code]
         if abs(share) > warn:
             severity = "invalid" if invalid is not None and abs(share) > invalid else "warn"
-            found.append({"code": code, "severity": severity, "text": words.format(fmt.percent(share))})
+            said = fmt.percent(abs(share))
+            if code == "drift":
+                said += " slower" if share > 0 else " faster"
+            found.append({"code": code, "severity": severity, "text": words.format(said)})
     return found
 
 
@@ -49,13 +52,14 @@ def timer_ns(facts: dict[str, Any]) -> Estimate:
 
 def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
     medians = np.array([middle_ns(visit) for visit in visits], float)
-    blocks_ns = sum(visit.get("block_ns", 0) for visit in visits)
+    # periods are counted from the start of the visit's process to its end; older facts know the timed block alone
+    visits_ns = sum(visit.get("visit_ns") or visit.get("block_ns", 0) for visit in visits)
     throttled = sum(visit.get("throttled_periods", 0) for visit in visits)
     return {
         "spread": float(medians.std(ddof=1) / medians.mean()) if len(medians) > 1 else 0.0,
         "drift": _drift(medians),
         "two_levels": _levels(medians),
-        "throttled": throttled * PERIOD_NS / blocks_ns if blocks_ns else 0.0,
+        "throttled": min(1.0, throttled * PERIOD_NS / visits_ns) if visits_ns else 0.0,
         "steal": max(visit.get("steal_fraction", 0.0) for visit in visits),
         "timer": max(visit.get("timer_ns", 0.0) / middle_ns(visit) for visit in visits),
         "same_input": max(0.0, 1 - _repeated(visits)),

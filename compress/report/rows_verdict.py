@@ -5,11 +5,13 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report.estimates import Estimate
 from compress.report.rows_accuracy import margin_fraction
+from compress.report.rows_cells import teacher_stage
 from compress.report.rows_limits import limit_gates, limit_sentence
 from compress.report.rows_stages import artifact_at
 
 # A release is never decided on these: their intervals come from too few, too short rounds.
 SHORT_TIERS = ("smoke", "quick")
+TEACHER = "the teacher"
 
 
 def _gate(name: str, limit: str, value: str, status: str) -> dict[str, str]:
@@ -28,8 +30,8 @@ def _accuracy_gate(row: dict[str, Any] | None, margin: float) -> dict[str, str]:
     return _gate("accuracy", limit, value, status)
 
 
-def _speed_gate(speedup: Estimate | None) -> dict[str, str]:
-    limit = "not slower than the teacher in the same runtime"
+def _speed_gate(speedup: Estimate | None, other: str) -> dict[str, str]:
+    limit = f"not slower than {other} in the same runtime"
     if speedup is None or speedup["value"] is None:
         why = speedup["reason"] if speedup else "the shipped artifact was not timed"
         return _gate("latency", limit, fmt.absent(why), "inconclusive")
@@ -37,8 +39,17 @@ def _speed_gate(speedup: Estimate | None) -> dict[str, str]:
     return _gate("latency", limit, f"{speedup['verdict']}: {fmt.ratio_interval(speedup)}", status)
 
 
-def _size_gate(ratio: Estimate) -> dict[str, str]:
-    limit = "smaller than the teacher's file"
+def _believed(gate: dict[str, str], cells: list[dict[str, Any]]) -> dict[str, str]:
+    """A gate on a ratio of latencies, which nothing decides where the rounds of one of its cells are not valid."""
+    broken = {c["cell"]: [f["text"] for f in c["flags"] if f["severity"] == "invalid"] for c in cells}
+    why = [f"{cell} is not valid: {'; '.join(texts)}" for cell, texts in broken.items() if texts]
+    if not why or gate["status"] not in ("pass", "fail"):
+        return gate
+    return {**gate, "status": "inconclusive", "value": f"{gate['value']}; {'; '.join(why)}"}
+
+
+def _size_gate(ratio: Estimate, other: str) -> dict[str, str]:
+    limit = f"smaller than {other}'s file" if other == TEACHER else f"smaller than {other}"
     if ratio["value"] is None:
         return _gate("size", limit, fmt.absent(ratio["reason"]), "inconclusive")
     return _gate("size", limit, _size_words(ratio), "pass" if ratio["value"] > 1 else "fail")
@@ -70,7 +81,7 @@ def _size_words(ratio: Estimate) -> str:
     return f"{fmt.ratio(1 / ratio['value'])} larger"
 
 
-def _speed_words(speedup: Estimate) -> str:
+def _speed_words(speedup: Estimate, other: str) -> str:
     bounds = fmt.ratio_interval(speedup)
     number, _, interval = bounds.partition(" ")
     word = {
@@ -79,7 +90,7 @@ def _speed_words(speedup: Estimate) -> str:
         "no difference": f"as fast as (ratio {bounds})",
     }
     said = word.get(speedup["verdict"], f"not clearly faster or slower (ratio {bounds}) than")
-    return f"{said} the teacher in the same runtime"
+    return f"{said} {other} in the same runtime"
 
 
 def _accuracy_words(row: dict[str, Any] | None) -> str:
@@ -93,16 +104,27 @@ def _accuracy_words(row: dict[str, Any] | None) -> str:
     return f"its top-1 is {top1}, {fmt.points_interval(difference)} against the teacher"
 
 
-def _sentence(name: str, cell: dict[str, Any] | None, size: Estimate, row: dict[str, Any] | None) -> str:
-    top1 = _accuracy_words(row)
-    smaller = "" if size["value"] is None else _size_words(size)
+def _sentence(
+    name: str, other: str, cell: dict[str, Any] | None, size: Estimate, row: dict[str, Any] | None, judged: bool
+) -> str:  # fmt: skip
+    """`judged`: whether accuracies were asked for."""
+    top1 = [_accuracy_words(row)] if judged else []
+    smaller = [] if size["value"] is None else [_size_words(size)]
     if cell and cell["speedup_same_runtime"]["value"] is not None:
         where = f"{name} on {cell['runtime']} ({fmt.threads(cell['threads'])})"
-        speed = _speed_words(cell["speedup_same_runtime"])
-        return f"{where} is {', '.join(filter(None, (speed, smaller)))}, and {top1}."
+        compared = ", ".join([_speed_words(cell["speedup_same_runtime"], other), *smaller])
+        return f"{where} is {', and '.join([compared, *top1])}."
     why = cell["speedup_same_runtime"]["reason"] if cell else "the shipped artifact was not timed"
-    rest = f"it is {smaller}, and {top1}" if smaller else top1
-    return f"The speed-up of {name} was {fmt.absent(why)}; {rest}."
+    rest = ", and ".join([*(f"it is {words}" for words in smaller), *top1])
+    return f"The speed-up of {name} was {fmt.absent(why)}{'; ' * bool(rest)}{rest}."
+
+
+def _alone(name: str, cell: dict[str, Any] | None) -> str:
+    """The sentence of a single file, which there is nothing to compare with."""
+    if cell is None or cell["latency_ns"]["value"] is None:
+        return f"The latency of {name} was {fmt.absent(cell['latency_ns']['reason'] if cell else 'it was not timed')}."
+    where = f"{name} on {cell['runtime']} ({fmt.threads(cell['threads'])})"
+    return f"{where} takes {fmt.latency_interval(cell['latency_ns'])} for one query."
 
 
 def shipped_name(facts: dict[str, Any]) -> str:
@@ -112,23 +134,30 @@ def shipped_name(facts: dict[str, Any]) -> str:
 
 def verdict(
     facts: dict[str, Any],
+    cells: list[dict[str, Any]],
     cell: dict[str, Any] | None,
     accuracy: dict[str, Any] | None,
     aa: dict[str, Any],
     size: Estimate,
 ) -> dict[str, Any]:
-    """`sentence`, `status` (pass, fail, inconclusive or invalid), `gates`, and `reasons` (gates not passed)."""
+    """Of the primary `cell`, one of `cells`: `sentence`, `status` (pass, fail, inconclusive or invalid), `gates`, and
+    `reasons` (gates not passed).
+    """
+    against = cell["speedup_same_runtime"].get("against") if cell else None
+    pair = [c for c in cells if c is cell or c["cell"] == against]
     limits = limit_gates(facts, cell)
-    gates = [
-        _accuracy_gate(accuracy, margin_fraction(facts)),
-        _speed_gate(cell["speedup_same_runtime"] if cell else None),
-        _size_gate(size),
-        *limits,
-        _aa_gate(aa),
-        _tier_gate(facts["run"]["tier"]),
+    first, name, judged = teacher_stage(facts), shipped_name(facts), bool(facts["accuracy"])
+    other = TEACHER if facts["stages"] else (artifact_at(facts, first) or {"file": first})["file"]
+    compared = [
+        *([_accuracy_gate(accuracy, margin_fraction(facts))] if judged else []),
+        _believed(_speed_gate(cell["speedup_same_runtime"] if cell else None, other), pair),
+        _size_gate(size, other),
     ]
+    alone = facts["shipped"] == first
+    gates = [*([] if alone else compared), *limits, _aa_gate(aa), _tier_gate(facts["run"]["tier"])]
+    sentence = _alone(name, cell) if alone else _sentence(name, other, cell, size, accuracy, judged)
     return {
-        "sentence": _sentence(shipped_name(facts), cell, size, accuracy) + limit_sentence(limits),
+        "sentence": sentence + limit_sentence(limits),
         "status": _status(gates),
         "gates": gates,
         "reasons": [f"{g['name']}: {g['value']}" for g in gates if g["status"] != "pass"],

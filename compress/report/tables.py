@@ -16,7 +16,10 @@ def _name(cell: dict[str, Any], labels: Labels) -> Markup:
     if labels.many_batches or cell["batch"] > 1:
         where += f", batch {cell['batch']}"
     twin = " (A/A twin)" if cell["control"] else ""
-    return element("th", cell["stage"] + twin, element("small", where, class_="n"), scope="row")
+    broken = any(flag["severity"] == "invalid" for flag in cell["flags"])
+    return element(
+        "th", cell["stage"] + twin, element("small", where, class_="n"), tag("invalid") if broken else None, scope="row"
+    )
 
 
 def _row_class(cell: dict[str, Any], document: dict[str, Any]) -> str | None:
@@ -83,25 +86,28 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
     """One row a measured cell: tail, start-up, CPU time, memory and throughput; copies where there is a device."""
     cells = document["derived"]["cells"]
     copies = ["transfer_ns"] if any(cell["transfer_ns"]["value"] for cell in cells) else []
-    heads = ("stage, runtime", "p90", "p95", "p99", *("of which copies" for _ in copies), "first inference", "load",
+    heads = ("stage, runtime", "p90", "p95", "p99", *("of which copies" for _ in copies),
+             "first inference", "load",
              "CPU time per query", "peak memory", "throughput", "arithmetic", "rounds, queries")  # fmt: skip
     rows = []
     for cell in cells:
         if cell["latency_ns"]["value"] is None:
             rows.append(_failed_row(cell, len(heads) - 1, document, labels))
             continue
-        of_time = [*cell["percentiles_ns"].values()]
-        of_time += [cell[k] for k in (*copies, "first_inference_ns")]
+        tail = cell["percentiles_ns"]
+        of_time = [cell[k] for k in (*copies, "first_inference_ns")]
         rows.append(
             element(
                 "tr",
                 _name(cell, labels),
+                *(plain(tail[p], fmt.latency) for p in ("p90", "p95")),
+                _with(tail["p99"], fmt.latency, tail["p99.9"], "p99.9: {}"),
                 *(plain(e, fmt.latency) for e in of_time),
                 _with(cell["load_ns"], fmt.latency, cell["load_cold_ns"], "cold: {}"),
                 plain(cell["cpu_ns_per_inference"], fmt.latency),
                 plain(cell["peak_rss_bytes"], fmt.size),
                 plain(cell["images_per_second"], fmt.rate),
-                _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of the peak", fmt.percent),
+                _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of float32's peak", fmt.percent),
                 element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", class_="n"),
                 class_=_row_class(cell, document),
             )
@@ -267,7 +273,7 @@ def converted(document: dict[str, Any]) -> Markup:
     rows = []
     for row in document["derived"]["converted"]:
         compared = row["agreement_fraction"]["value"] is not None
-        on = [f"on {fmt.count(row['images'])} images"] if compared else []
+        on = [f"as {row['reference']}, on {fmt.count(row['images'])} images"] if compared else []
         said = [*([row["failure"]] if row["failure"] else []), *on, *row["notes"]]
         rows.append(
             element(

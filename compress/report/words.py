@@ -53,7 +53,7 @@ ROOFLINE = (
     "that comes from memory for each query lies below the slope; one that stays in a cache may lie above it, and int8 "
     "above the peak, which is that of float32."
 )
-RAW = "from report.json beside this file, which holds every raw number."
+RAW = "from report.json beside this file, which holds every number of it, each round's distribution by quantiles."
 ELSEWHERE = (
     "CPUs without VNNI clip sums of two int8 products to 16 bits, others add exactly, so one file may give other "
     "answers on another CPU. Top-1 is against the float file that int8 came from, on the report images."
@@ -61,7 +61,8 @@ ELSEWHERE = (
 CONVERTED = (
     "Every file was converted from the ONNX file in a locked-up process, and asked about the same images in its "
     "runtime. Float files may differ by a part of the logits' spread; int8 files have to give the same answer on 98 % "
-    "of the images and lose no more than a point. What does not is not offered. The largest difference is in parts of "
+    "of the images and lose no more than a point, against the ONNX file, or, where a runtime quantizes by rules of its "
+    "own, against that file in float. What does not is not offered. The largest difference is in parts of "
     "the spread."
 )
 LADDER = (
@@ -90,3 +91,20 @@ CORRUPTIONS = (
     "mild, the middle and the strong one. All: the change of the file's own top-1 by the mean corruption; and last, "
     "how that differs from the teacher's change on the same images."
 )
+GLOSSARY = {
+    "top-1": "Share of the images whose most probable class is the right one. Points are percentage points of it.",
+    "95 % interval": "Where the true value lies in 19 of 20 repetitions. Of shares by Wilson, of paired differences by "
+    "Tango, of latencies by resampling whole rounds, of speed-ups by Student's t over the logarithms of each round's.",
+    "round, visit": "In a round every cell is measured once, in a new order; a visit is one such measurement, in a "
+    "process of its own.",
+    "cell": "One file in one runtime, with a number of threads and a batch size.",
+    "A/A control": "The first file measured once more under another name. Both are the same bytes: a ratio away from 1 "
+    "says that the machine made it up.",
+    "median, p90, p99": "Half, 90 % and 99 % of the queries took at most so long. The last is what slow days are like.",
+    "flips": "Images whose answer changed: from right to wrong, from wrong to right, from one wrong class to another.",
+    "calibration error": "How far the probability of an answer is, on average, from how often such answers are right.",
+    "MAC": "A multiplication with its addition. Convolutions and linear layers are counted, nothing else.",
+    "int8, float32": "Numbers of 8 bits, with a scale for each channel, and of 32 bits.",
+    "select, report": "Images that choices were made on, and images that were asked once, at the end.",
+    "Pareto front": "The cells that no other one beats in both latency and accuracy.",
+}
