@@ -19,9 +19,10 @@ from compress import facts, run_measurements
 from compress.chain import Link, make_chain
 from compress.plan import Job
 from compress.progress import say
+from compress.report.format import plural
 from compress.report.rows_accuracy import accuracy_rows
 from compress.report.rows_cells import cell_rows
-from compress.report.rows_converted import converted_rows
+from compress.report.rows_converted import converted_rows, gain_words
 from compress.store import Store, read_json, write_atomic
 
 # name → what the recipe says of it
@@ -77,6 +78,7 @@ def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, An
     ]
     return {
         "network": name,
+        "threads": options.threads,
         "machine": {key: document["environment"][key] for key in ("cpu_model", "cores_allowed", "system")},
         "shipped": document["shipped"],
         "converted": converted_rows(document),
@@ -87,13 +89,13 @@ def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, An
 
 def table_of(row: dict[str, Any]) -> list[str]:
     """One network's table in Markdown."""
-    threads = sorted({each["threads"] for each in row["cells"]})
+    threads, machine = sorted({each["threads"] for each in row["cells"]}), row["machine"]
     lines = [
         f"## `{row['network']}`", "",
-        f"{row['machine']['cpu_model']}, {row['machine']['cores_allowed']} cores, {row['machine']['system']}.", "",
-        "| stage | runtime | same answers as ONNX | top-1 % (95 %) | bytes | over the teacher there |"
-        + "".join(f" ms, {number} thread{'s' * (number > 1)} (95 %) |" for number in threads),
-        "| --- | --- | --- | --- | ---: | --- |" + " --- |" * len(threads),
+        f"{machine['cpu_model']}, {plural(machine['cores_allowed'], 'core')}, {machine['system']}.", "",
+        "| stage | runtime | same answers as ONNX | top-1 % (95 %) | bytes |"
+        + "".join(f" ms, {plural(number, 'thread')} (95 %) | over the teacher there |" for number in threads),
+        "| --- | --- | --- | --- | ---: |" + " --- | --- |" * len(threads),
     ]  # fmt: skip
     converted = {(each["stage"], each["runtime"]): each for each in row["converted"]}
     cells = {(each["stage"], each["runtime"], each["threads"]): each for each in row["cells"]}
@@ -102,19 +104,23 @@ def table_of(row: dict[str, Any]) -> list[str]:
         gate, timed = converted.get(key), [cells[*key, number] for number in threads]
         if each["failure"]:
             reason = each["failure"].replace("|", "/")
-            lines.append(f"| {key[0]} | {key[1]} | **none**: {reason} | | | |" + " |" * len(threads))
+            lines.append(f"| {key[0]} | {key[1]} | **none**: {reason} | | |" + " | |" * len(threads))
             continue
         same = "it is the reference"
         if gate:
             same = f"{100 * gate['agreement_fraction']['value']:.1f} % of {gate['images']}"
+            same += ", as in float" if "float" in gate.get("reference", "") else ""
             same += f", {gate['difference_fraction']['value']:.1e} of the spread"
         top1 = each["top1_fraction"]
         lines.append(
             f"| {key[0]} | {key[1]} | {same} | {100 * top1['value']:.2f} ({100 * top1['low']:.2f} to "
-            f"{100 * top1['high']:.2f}) | {timed[0]['size_bytes']:,} | {_times(timed[0]['speedup_same_runtime'])} |"
-            + "".join(f" {_ms(cell['latency_ns'])} |" for cell in timed)
+            f"{100 * top1['high']:.2f}) | {timed[0]['size_bytes']:,} |"
+            + "".join(f" {_ms(cell['latency_ns'])} | {_times(cell['speedup_same_runtime'])} |" for cell in timed)
         )
-    return [*lines, ""]
+    # rows of old did not compare int8 with its float file in each runtime
+    gains = [each for each in row["converted"] if "gain" in each and gain_words(each)]
+    said = [f"- int8 in {each['runtime']}: {'; '.join([gain_words(each), *each['notes']])}" for each in gains]
+    return [*lines, *([""] if said else []), *said, ""]
 
 
 def _ms(latency: dict[str, Any]) -> str:

@@ -388,6 +388,24 @@ def test_the_sections_come_in_the_order_of_what_is_asked_first(facts):
     assert [title for title in titles if title in wanted] == wanted
 
 
+def test_int8_is_compared_with_its_float_file_in_each_runtime(facts):
+    facts["converted"] = [
+        {
+            "stage": "int8", "runtime": "ort_cpu", "format": "onnx", "precision": "int8", "digest": "0" * 64,
+            "size_bytes": 9, "files": [], "seconds": None, "tools": {}, "notes": ["57 QUANTIZE"], "locks": {},
+            "gate": None, "failure": "",
+        }
+    ]  # fmt: skip
+    document = report.document_of(facts)
+    (row,) = document["derived"]["converted"]
+    assert row["gain"]["parent"] == "distilled" and row["gain"]["verdict"] == "faster" and row["word"] == "not compared"
+    assert "the speed of distilled in ort_cpu" in html.render(document)
+    for visit in next(m for m in facts["measurements"] if m["cell"] == "int8/ort_cpu/1")["visits"]:
+        visit["median_ns"] *= 3
+    text = markdown.render(report.document_of(facts))
+    assert "the speed of distilled in ort_cpu, so it does not pay in time here; 57 QUANTIZE" in text
+
+
 def test_short_tier_is_stamped_everywhere(facts):
     facts["run"]["tier"] = "quick"
     document = report.document_of(facts)

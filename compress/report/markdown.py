@@ -9,6 +9,7 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report import plots_ladder, plots_pruning, plots_tree, tables_corruptions
 from compress.report.markup import clean
+from compress.report.rows_converted import gain_words
 from compress.report.runner import runner_sentences
 from compress.report.tables import parity_text
 from compress.report.words import CHOICE, CORRUPTIONS
@@ -206,7 +207,8 @@ def _converted_lines(document: dict[str, Any]) -> list[str]:
                 f"logits within {fmt.shown(row['difference_fraction'], fmt.power)} of their spread",
                 f"top-1 {fmt.points_interval(row['cost_fraction'])}",
             ]
-        said += [*([fmt.size(row["size_bytes"])] if row["size_bytes"] else []), *row["notes"]]
+        said += [*([fmt.size(row["size_bytes"])] if row["size_bytes"] else []), *filter(None, [gain_words(row)])]
+        said += row["notes"]
         lines.append(f"- **{escaped(row['stage'])}** in {escaped(row['runtime'])}: {escaped('; '.join(said))}")
     return lines
 

@@ -1,17 +1,48 @@
-"""Rows of what each runtime was given: the converted file, and whether it answers as the ONNX file does."""
+"""Rows of what each runtime was given: the converted file, whether it answers as the ONNX file does, and whether int8
+pays there.
+"""
 
 from typing import Any
 
 from compress import stats
-from compress.report.estimates import measured, missing
+from compress.report import format as fmt
+from compress.report.estimates import Estimate, measured, missing
+from compress.report.rows_cells import compare, find
 
 
 def converted_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a stage and runtime that something was converted for, or compared."""
-    return [_row(each) for each in facts.get("converted") or []]
+    return [_row(facts, each) for each in facts.get("converted") or []]
 
 
-def _row(each: dict[str, Any]) -> dict[str, Any]:
+def gain_words(row: dict[str, Any]) -> str:
+    """What an int8 file gains in its runtime over the float file that it was made of, in a clause; or ""."""
+    gain = row["gain"]
+    if gain["value"] is None:
+        return ""
+    pays = "" if gain["verdict"] == "faster" else ", so it does not pay in time here"
+    return f"{gain['verdict']}: {fmt.ratio_interval(gain)} the speed of {gain['parent']} in {row['runtime']}{pays}"
+
+
+def _gain(facts: dict[str, Any], each: dict[str, Any]) -> Estimate:
+    """How many times as fast as its parent's an int8 file is in the same runtime, with the fewest threads measured."""
+    parent = next((stage["parent"] for stage in facts["stages"] if stage["name"] == each["stage"]), "")
+    none = {"verdict": "", "parent": parent}
+    if not parent or not each["precision"].startswith("int8"):
+        return {**missing("nothing in float to compare with"), **none}
+    mine = [
+        m
+        for m in facts["measurements"]
+        if not m["control"] and (m["stage"], m["runtime"]) == (each["stage"], each["runtime"])
+    ]
+    if not mine:
+        return {**missing("not timed"), **none}
+    this = min(mine, key=lambda m: (m["batch"], m["threads"]))
+    other = find(facts, parent, each["runtime"], this["threads"], this["batch"])
+    return {**compare(other, this, f"{parent} in {each['runtime']}"), "parent": parent}
+
+
+def _row(facts: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
     gate = each["gate"]
     reason = each["failure"] or "nothing was compared"
     cost = agreement = difference = missing(reason)
@@ -38,4 +69,5 @@ def _row(each: dict[str, Any]) -> dict[str, Any]:
         "agreement_fraction": agreement,
         "difference_fraction": difference,
         "cost_fraction": cost,
+        "gain": _gain(facts, each),
     }

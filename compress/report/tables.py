@@ -8,6 +8,7 @@ from compress.report.labels import Labels
 from compress.report.markup import Markup, element
 from compress.report.rows_cells import NATIVE_RUNTIME
 from compress.report.rows_classes import SHOWN
+from compress.report.rows_converted import gain_words
 from compress.report.table import counted, number, plain, sort_value, table, tag
 
 
@@ -274,7 +275,7 @@ def converted(document: dict[str, Any]) -> Markup:
     for row in document["derived"]["converted"]:
         compared = row["agreement_fraction"]["value"] is not None
         on = [f"as {row['reference']}, on {fmt.count(row['images'])} images"] if compared else []
-        said = [*([row["failure"]] if row["failure"] else []), *on, *row["notes"]]
+        said = [*filter(None, (row["failure"], *on, gain_words(row))), *row["notes"]]
         rows.append(
             element(
                 "tr",

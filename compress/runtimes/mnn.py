@@ -67,7 +67,7 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     )
     if not made.exists():
         raise RuntimeError("MNN's converter wrote no file")
-    notes = ["int8 weights, float activations: it saves bytes, not time"] if precision.startswith("int8") else []
+    notes = ["int8 weights, float activations"] if precision.startswith("int8") else []
     return {"tools": {"MNN": metadata.version("MNN")}, "notes": notes}
 
 
