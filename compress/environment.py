@@ -112,6 +112,13 @@ def throttled_periods(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBER
     return most
 
 
+def governor(path: Path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) -> str:
+    """How the first processor's clock is governed, `performance` or `powersave` say; "" where the system does not tell:
+    in most virtual machines.
+    """
+    return _read(path).strip()
+
+
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
     """(model name, instruction sets of interest, sorted) of the first processor."""
     fields: dict[str, str] = {}

@@ -283,6 +283,11 @@ def test_list_shows_knobs_with_their_sentences(compress):
         ("compress bench --runtimes open", {"openvino"}),
         ("compress convert --to mn", {"mnn"}),
         ("compress ga", {"gate"}),
+        ("compress list qu", {"quantizers"}),
+        ("compress list methods fitn", {"fitnet"}),
+        ("compress export --net resnet5", {"resnet56"}),
+        ("compress gate --runtime openv", {"openvino"}),
+        ("compress quantize --quantize floa", {"float16"}),
     ],
 )
 def test_the_shell_completes_names(words, offered):

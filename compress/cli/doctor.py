@@ -4,6 +4,8 @@ from typing import Any
 
 import click
 
+from compress.cli import options
+
 
 @click.command(short_help="This machine, the runtimes that work here, versions known to be bad, the store.")
 @click.option("--probe", is_flag=True, help="Run a tiny network in each: the settings that they really take. Minutes.")
@@ -16,7 +18,9 @@ def command(probe: bool) -> None:
 
     Exit code 1 when something that every run needs is missing or known to be bad.
     """
+    import shutil
     import sys
+    from pathlib import Path
 
     from compress import bench, catalog, environment
     from compress.store import Store, limit_bytes
@@ -31,6 +35,9 @@ def command(probe: bool) -> None:
     click.echo(
         f"store      {store.root}: {used / 1e9:.2f} of {limit_bytes() / 1e9:.0f} GB (COMPRESS_STORE, COMPRESS_STORE_GB)"
     )
+    free = shutil.disk_usage(store.root if store.root.exists() else Path.home()).free
+    governor = environment.governor()
+    click.echo(f"disk       {free / 1e9:.1f} GB free for it" + (f"; CPU governor {governor}" if governor else ""))
     bad = environment.known_bad(env.packages)
     for sentence in bad:
         click.echo(f"bad        {sentence}")
@@ -49,6 +56,8 @@ def command(probe: bool) -> None:
             click.echo(click.wrap_text(sentence, 80, " " * width, " " * width))
         if probe and module.TOLERANCE and module.FORMAT != "torch":
             _probe(name, store, bad, " " * width)
+    run = ("compress", "run", "--student", "mobilenet", "--kd", "fitnet")
+    options.next_step(*(run if probe else ("compress", "doctor", "--probe")))
     if bad:
         sys.exit(1)
 

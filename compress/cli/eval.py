@@ -42,6 +42,8 @@ def command(
 
     from compress import adb, catalog, conversion, files, plan, robustness, stats
     from compress.errors import UsageError
+    from compress.report import format as fmt
+    from compress.report.estimates import measured
     from compress.store import Store
 
     if adb.is_address(on):
@@ -73,8 +75,7 @@ def command(
         return
     click.echo(f"{'file':<22} {'images':>7} {'right':>7}  top-1 (95 %)          same as first")
     for artifact, row in zip(found, rows, strict=True):
-        low, high = stats.wilson(row["correct"], row["n"])
-        interval = f"{row['correct'] / row['n']:.2%} ({low:.1%}-{high:.1%})"
+        interval = fmt.percent_interval(measured(row["correct"] / row["n"], *stats.wilson(row["correct"], row["n"])))
         agree = f"{row['agree'] / row['n']:.2%}"
         click.echo(f"{artifact.path.name[:22]:<22} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
     if corruptions:

@@ -8,7 +8,13 @@ from compress.cli import options
 
 
 @click.command(short_help="A checkpoint as an ONNX file, checked against torch on real images.")
-@click.option("--net", "spec", required=True, help="The network that the checkpoint belongs to.")
+@click.option(
+    "--net",
+    "spec",
+    required=True,
+    help="The network that the checkpoint belongs to.",
+    shell_complete=options.completion("nets"),
+)
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Its weights.")
 @click.option(
     "--data", default="digits", show_default=True, help="Data set: gives classes, size and images to check with."

@@ -20,7 +20,12 @@ LONGER = {"smoke": "standard", "quick": "standard", "standard": "rigorous"}
 @click.option("--max-size", default="", help="Most bytes of the file: 500kB.")
 @click.option("--min-speedup", type=float, default=0.0, help="Least times faster than the teacher there.")
 @click.option("--against", type=click.Path(path_type=Path), help="An earlier report: nothing may have become worse.")
-@click.option("--runtime", default="", help="Judge this runtime's cell [the one of the report's verdict].")
+@click.option(
+    "--runtime",
+    default="",
+    help="Judge this runtime's cell [the one of the report's verdict].",
+    shell_complete=options.completion("runtimes"),
+)
 @click.option("--threads", type=int, default=0, help="Judge the cell with so many threads.")
 @click.option("--junit", type=click.Path(path_type=Path), help="JUnit XML to write.")
 @click.option("--summary", type=click.Path(path_type=Path), help="File to add a Markdown table to.")

@@ -9,11 +9,23 @@ from compress.cli import options
 from compress.errors import UsageError
 
 
+def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the kind that was typed before them."""
+    kind = ctx.params.get("kind")
+    return [n for n in catalog.names(kind) if n.startswith(incomplete)] if kind in catalog.KINDS else []
+
+
 @click.command(
     name="list", short_help="List data sets, networks, methods, pruners, quantizers, runtimes, targets; or recipe keys."
 )
-@click.argument("kind", required=False)
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument(
+    "kind",
+    required=False,
+    shell_complete=lambda ctx, param, incomplete: [
+        kind for kind in (*catalog.KINDS, "recipe", "targets") if kind.startswith(incomplete)
+    ],
+)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
 @click.option("--input", "input_", metavar="CxHxW", help="Networks: what each would cost here, for such images.")
 @click.option("--classes", metavar="N", help="With --input, the number of classes. [1000]")
 @options.plugin
@@ -64,6 +76,7 @@ def command(
         click.echo(each)
         for entry_name in catalog.names(each, files):
             click.echo(f"  {entry_name:<14} {catalog.summary(each, entry_name, files)[:62]}")
+    options.next_step("compress", "list", kind or "methods", "NAME")
 
 
 def _costs(

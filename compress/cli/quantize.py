@@ -11,7 +11,13 @@ from compress.cli import options
 @click.command(short_help="An ONNX file of your own in int8 (or float16), and what that cost.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Data set: a name, or a folder of images; train calibrates, report judges.")
-@click.option("--quantize", default="int8_auto", show_default=True, help="Quantizer: see `compress list quantizers`.")
+@click.option(
+    "--quantize",
+    default="int8_auto",
+    show_default=True,
+    help="Quantizer: see `compress list quantizers`.",
+    shell_complete=options.completion("quantizers"),
+)
 @click.option("--mean", default="", help="Mean of the images in [0,1], if the file does not normalise by itself.")
 @click.option("--std", default="", help="Their standard deviation.")
 @click.option("--max-drop", default="1", show_default=True, help="Points of top-1 that it may cost on select.")
@@ -57,11 +63,13 @@ def command(
         click.echo(f"{row['word']:<9} {row['rung']:<28} {cost:<26} {row['what']}")
     counts = done.counts
     lost = stats.paired_difference(counts["baseline_only"], counts["this_only"], counts["n"])
+    top1 = measured(counts["correct"] / counts["n"], *stats.wilson(counts["correct"], counts["n"]))
     kinds = qdq.in_float(written) if done.artifact.precision == "int8" else {}
     floats = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     click.echo(
         f"{written}: {done.artifact.size_bytes:,} bytes of {done.parent.size_bytes:,}; top-1 "
-        f"{counts['correct'] / counts['n']:.2%} of {counts['n']} report images, {fmt.points_interval(measured(*lost))}"
+        f"{fmt.percent_interval(top1)} of {fmt.count(counts['n'])} report images, "
+        f"{fmt.points_interval(measured(*lost))}"
     )
     click.echo(f"it {'pays' if done.pays else 'does not pay'}: it {done.figures}")
     if done.lost_on_select_points > recipe.max_drop:

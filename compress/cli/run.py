@@ -43,6 +43,8 @@ def command(
         with options.pointing_into(recipe_file):
             planned = plan_only(chosen, plugins=files)
         click.echo(planned)
+        typed = [word for word in sys.argv[1:] if word != "--dry-run"]
+        options.next_step("compress", *typed)
         return
     from compress.pipeline import run
     from compress.report import summary

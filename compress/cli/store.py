@@ -2,6 +2,7 @@
 
 import click
 
+from compress.cli import options
 from compress.progress import say
 
 
@@ -26,6 +27,7 @@ def list_() -> None:
         age_h = (time.time() - used) / 3600
         click.echo(f"{size / 1e6:>9.1f} MB  {age_h:>7.1f} h ago  {'' if finished else 'unfinished  '}{folder.name}")
     say(f"{total / 1e6:>9.1f} MB in {store.root}")
+    options.next_step("compress", "store", "clean")
 
 
 @command.command()
