@@ -13,6 +13,7 @@ from compress import arm64, bench, catalog, files
 from compress.child import workspace
 from compress.errors import CompressError, InputRejected
 from compress.files import read_golden
+from compress.progress import say
 from compress.store import file_digest, read_json
 
 IMAGES = 8
@@ -30,7 +31,11 @@ def verify(folder: Path, kit: Path, scratch: Path) -> list[tuple[str, str, bool]
     Raises InputRejected where there is nothing to ask, CompressError where the kit is none.
     """
     there = arm64.manifest(kit)["packages"]
-    asked = [one for one in _found(folder) if RUNTIMES.get(one["runtime"]) in there]
+    found = _found(folder)
+    asked = [one for one in found if RUNTIMES.get(one["runtime"]) in there]
+    for one in found:
+        if one not in asked:
+            say(f"  {one['what']} in {one['runtime']}: not asked, the ARM kit has no such runtime")
     if not asked:
         raise InputRejected(
             f"{folder} holds nothing that the ARM kit can run; it has {', '.join(sorted(there))}",

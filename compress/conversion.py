@@ -113,7 +113,9 @@ def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path
     changes = {
         "HOME": str(work / "home"),
         "PATH": os.pathsep.join([str(work / "programs"), os.environ.get("PATH", "")]),
-        # Switches that the makers of these tools document for leaving out reports of their use.
+        # whatever the program is called that asks for packages, it finds none
+        "PIP_NO_INDEX": "1",
+        # switches that the makers of these tools document for leaving out reports of their use
         "DO_NOT_TRACK": "1", "NNCF_CI": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     try:

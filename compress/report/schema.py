@@ -22,7 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 # by exact type: True is an int to Python, but no number here
 _PLAIN: dict[str, frozenset[type]] = {"integer": frozenset({int}), "number": frozenset({int, float})}
-_READ = {"title", "description", "type", "required", "properties", "items", "enum", "const"}
+_READ = {"$schema", "$id", "title", "description", "type", "required", "properties", "items", "enum", "const"}
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "minItems"}
 
 
