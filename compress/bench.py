@@ -263,17 +263,35 @@ def inspect_onnx(path: Path, scratch: Path) -> dict[str, Any]:
             raise model_files.rejected(path, readable(failure, str(copy), path)) from failure
 
 
-@functools.cache
-def runtime_state(name: str, plugins: tuple[Path, ...] = (), host: Host = HERE) -> dict[str, Any]:
+def runtime_state(name: str, plugins: Sequence[Path] = (), host: Host = HERE) -> dict[str, Any]:
     """`unavailable` (the reason, or ""), `version`, `format` that it reads, and `start_allowance_s` of a runtime on
-    `host`. Asked in a child, for some take seconds to import, and once a process.
+    `host`. Asked in a child, for some take seconds to import; one that can be used is asked once a process.
     """
+    try:
+        return _usable(name, tuple(plugins), host)
+    except _NotUsable as error:
+        return error.state
+
+
+class _NotUsable(Exception):
+    """What a runtime says that cannot be used: it may become usable, so that nothing is remembered of it."""
+
+    def __init__(self, state: dict[str, Any]):
+        super().__init__(state["unavailable"])
+        self.state = state
+
+
+@functools.cache
+def _usable(name: str, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
     with workspace(Path(tempfile.gettempdir())) as work:
+        spec = {"mode": "probe", "adapter": str(runtime_file(name, plugins))}
         try:
-            spec = {"mode": "probe", "adapter": str(runtime_file(name, plugins))}
-            return host.run(spec, work, START_ALLOWANCE_S, plugins)
+            state = host.run(spec, work, START_ALLOWANCE_S, plugins)
         except ChildFailed as failure:
-            return {"unavailable": str(failure), "version": "", "format": "", "start_allowance_s": 0.0}
+            state = {"unavailable": str(failure), "version": "", "format": "", "start_allowance_s": 0.0}
+    if state["unavailable"]:
+        raise _NotUsable(state)
+    return state
 
 
 def runtime_file(name: str, plugins: tuple[Path, ...] = ()) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compress import bench, catalog, evaluate, model_files, stats
+from compress import bench, catalog, evaluate, float_twin, model_files, stats
 from compress.child import CONVERTER, ChildFailed, readable, run_child, workspace
 from compress.environment import versions
 from compress.errors import Unmeasurable
@@ -21,7 +21,7 @@ from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
-VERSIONS = {"convert": 2}
+VERSIONS = {"convert": 2, "float_twin": 1}
 TIMEOUT_S = 900.0
 MEMORY_BYTES = 12 << 30
 # What a converter may fill: its largest file, and all of its folder
@@ -96,6 +96,24 @@ def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: 
     return store.step("convert", parts, make, say)
 
 
+def in_float(store: Store, artifact: Artifact) -> Artifact:
+    """The int8 file's own network without its integers: the same weights as float32, and activations unrounded. Made,
+    as all that reads a file of the user's, in a process that is locked up.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        with workspace(store.root / "scratch") as work:
+            _in_child(artifact, Path(float_twin.__file__), work, ())
+            (work / "files" / "model.onnx").replace(folder / "model.onnx")
+        return {"digest": file_digest(folder / "model.onnx")}
+
+    parts = {"version": VERSIONS["float_twin"], "file": artifact.digest, "versions": versions("onnx")}
+    step = store.step("float_twin", parts, make, say)
+    return dataclasses.replace(
+        artifact, path=step.folder / "model.onnx", digest=step.facts["digest"], precision="float32"
+    )
+
+
 def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
     """What the adapter's `convert` says of what it wrote into `work/files`. Raises Unmeasurable with its reason."""
     source = model_files.private_copy(artifact, work / "source")
@@ -113,8 +131,8 @@ def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path
     changes = {
         "HOME": str(work / "home"),
         "PATH": os.pathsep.join([str(work / "programs"), os.environ.get("PATH", "")]),
-        # whatever the program is called that asks for packages, it finds none
-        "PIP_NO_INDEX": "1",
+        # whatever way these go to fetch packages
+        "PIP_NO_INDEX": "1", "UV_OFFLINE": "1", "CONDA_OFFLINE": "true",
         # switches that the makers of these tools document for leaving out reports of their use
         "DO_NOT_TRACK": "1", "NNCF_CI": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip

@@ -31,13 +31,15 @@ def counts(logits: np.ndarray, labels: np.ndarray, baseline: np.ndarray | None =
 
 
 def refuse_nan(logits: np.ndarray, what: str) -> None:
-    """Raises Unmeasurable where logits `[N,K]` are no numbers: the largest of them would be no answer."""
-    broken = int((~np.isfinite(logits)).any(1).sum())
+    """Raises Unmeasurable where logits `[N,K]` are no numbers, or endless: the largest of them would be no answer. Of
+    log-probabilities -inf is a number.
+    """
+    broken = int((np.isnan(logits) | np.isposinf(logits)).any(1).sum())
     if broken:
         raise Unmeasurable(
-            f"{what}: for {broken:,} of {len(logits):,} images its logits are not all finite numbers",
+            f"{what}: for {broken:,} of {len(logits):,} images its logits are not all numbers",
             code="E-RUNTIME-FAILED",
-            hint="weights that overflow make them so: look at them in the network that the file was made from",
+            hint="weights or activations that overflow make them so: look at the network that the file was made from",
         )
 
 

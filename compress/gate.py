@@ -93,7 +93,9 @@ def _cell(document: dict[str, Any], runtime: str, threads: int) -> dict[str, Any
 
 def _trusted(document: dict[str, Any], cells: list[dict[str, Any]], gate: Gate) -> Gate:
     """A latency decides nothing where the machine made differences up, or was looked at too briefly."""
-    broken = [flag["text"] for cell in cells for flag in cell["flags"] if flag["severity"] == "invalid"]
+    broken = [
+        f"{cell['cell']}: {flag['text']}" for cell in cells for flag in cell["flags"] if flag["severity"] == "invalid"
+    ]
     if broken:
         return {**gate, "status": "invalid", "value": f"{gate['value']}; {'; '.join(broken)}"}
     if document["derived"]["aa"]["verdict"] == "invalid":
@@ -103,6 +105,24 @@ def _trusted(document: dict[str, Any], cells: list[dict[str, Any]], gate: Gate) 
         tier = document["derived"]["short_tier"]
         return {**gate, "status": "inconclusive", "value": f"{gate['value']}; the tier {tier} is a first look"}
     return gate
+
+
+def _ratio_of(document: dict[str, Any], cell: dict[str, Any], gate: Gate) -> Gate:
+    """A gate on the cell's speed-up over the teacher: both cells have to be valid, and the control has to agree."""
+    against = cell["speedup_same_runtime"].get("against")
+    pair = [c for c in document["derived"]["cells"] if c["cell"] in (cell["cell"], against)]
+    return _agreed(document, _trusted(document, pair, gate))
+
+
+def _before(against: dict[str, Any], where: tuple[str, str], threads: int, gate: Gate) -> Gate:
+    """The same of an earlier report, which is named where it is to blame."""
+    cells = [c for c in against["derived"]["cells"] if not c["control"]]
+    earlier = next((c for c in cells if (c["stage"], c["runtime"], c["threads"]) == (*where, threads)), None)
+    if earlier is None:
+        return gate
+    judged = _ratio_of(against, earlier, {**gate, "value": ""})
+    said = judged["value"].removeprefix("; ")
+    return {**judged, "value": f"{gate['value']}; the earlier report: {said}" if said else gate["value"]}
 
 
 def _agreed(document: dict[str, Any], gate: Gate) -> Gate:
@@ -160,23 +180,13 @@ def _size(document: dict[str, Any], cell: dict[str, Any], limit: int) -> Gate:
 def _regressions(document: dict[str, Any], against: dict[str, Any], cell: dict[str, Any]) -> list[Gate]:
     found = compare_reports(against, document)
     where = (document["shipped"], cell["runtime"])
-    earlier = next(
-        (
-            c
-            for c in against["derived"]["cells"]
-            if not c["control"] and (c["stage"], c["runtime"], c["threads"]) == (*where, cell["threads"])
-        ),
-        None,
-    )
     speed = next(
         (r for r in found["latency"] if (r["stage"], r["runtime"], r["threads"]) == (*where, cell["threads"])), None
     )
     top1 = next((r for r in found["accuracy"] if (r["stage"], r["runtime"]) == where), None)
     size = next((r for r in found["size"] if r["stage"] == document["shipped"]), None)
     return [
-        _agreed(
-            against, _trusted(against, [earlier] if earlier else [], _trusted(document, [cell], _no_slower(speed)))
-        ),
+        _before(against, where, cell["threads"], _ratio_of(document, cell, _no_slower(speed))),
         _no_worse(top1),
         _no_larger(size),
     ]

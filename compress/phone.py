@@ -127,7 +127,7 @@ class Phone:
             "runtime_version": _version(self._tools / adapter.NATIVE["tool"]),
             "effective": {
                 "runner": "adb shell", "note": adapter.NATIVE["note"],
-                "intra_op_threads": spec["threads"], "fixed_batch": 1,
+                "asked_threads": spec["threads"], "fixed_batch": 1,
             },
             "celsius": [before["celsius"], after["celsius"]], "cooled_s": cooled_s,
             "thermal_status": max(before["status"], after["status"]),

@@ -103,6 +103,7 @@ def _accuracy(
         logits = artifact_steps.answers_step(job, store, offer.artifact, runtime, job.splits.report)
         evaluate.refuse_nan(logits, f"{stage} in {runtime}")
         base = artifact_steps.answers_step(job, store, *teacher, job.splits.report)
+        evaluate.refuse_nan(base, f"{teacher[0].stage} in {teacher[1]}")
         row |= evaluate.counts(logits, job.splits.report.labels, base)
         row["teacher_only"] = row.pop("baseline_only")
         row["classes"] = evaluate.class_counts(logits, job.splits.report.labels, base)

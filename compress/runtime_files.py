@@ -2,20 +2,16 @@
 let through only where it answers as the ONNX file does.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from compress import artifact_steps, catalog, conversion, judge
-from compress.environment import versions
 from compress.errors import CompressError
 from compress.plan import Job
 from compress.progress import say
-from compress.store import Store, file_digest
+from compress.store import Store
 from compress.types import Artifact
 
-VERSIONS = {"float_twin": 1}
 REFERENCE = "ort_cpu"
 
 
@@ -39,13 +35,13 @@ def offer(job: Job, store: Store, artifact: Artifact, runtime: str) -> Offer:
     if runtime == REFERENCE or not module.TOLERANCE:
         return Offer(runtime=runtime, artifact=artifact, conversion=nothing, gate=nothing)
     facts = nothing
+    own = artifact.precision in conversion.INTEGER_PRECISIONS and getattr(module, "QUANTIZES_ITSELF", False)
     try:
         made, facts = conversion.converted(store, artifact, runtime, job.plugins)
-        own = artifact.precision in conversion.INTEGER_PRECISIONS and getattr(module, "QUANTIZES_ITSELF", False)
         gate = _gate(job, store, artifact, made, runtime, module.TOLERANCE[artifact.precision], own)
     except CompressError as error:
         return Offer(runtime=runtime, artifact=artifact, conversion=facts, gate=nothing, failure=error.message)
-    if gate["why"] and judge.clips_here(artifact):
+    if gate["why"] and not own and judge.clips_here(artifact):
         gate["why"] += "; sums of int8 products may be clipped on this CPU, which int8_auto's weights prevent"
     if gate["why"]:
         say(f"  {artifact.stage} in {runtime} is not offered: {gate['why']}")
@@ -59,28 +55,10 @@ def _gate(
     quantizes by rules of its `own`, with that file in float: it is another rounding of the same network.
     """
     images = artifact_steps.parity_set(job)
-    reference = _in_float(store, artifact) if own else artifact
+    reference = conversion.in_float(store, artifact) if own else artifact
     expected, index = judge.exact(job, store, reference, images)
     got = artifact_steps.answers_step(job, store, made, runtime, images)[index]
     return conversion.gate(expected, got, images.labels[index], artifact.precision, tolerance, in_float=own)
-
-
-def _in_float(store: Store, artifact: Artifact) -> Artifact:
-    """The int8 file's own network without its integers: the same weights, as float32, and activations unrounded."""
-
-    def make(folder: Path) -> dict[str, Any]:
-        import onnx
-
-        from compress.float_twin import float_twin
-
-        onnx.save(float_twin(onnx.load(artifact.path)), folder / "model.onnx")
-        return {"digest": file_digest(folder / "model.onnx")}
-
-    parts = {"version": VERSIONS["float_twin"], "file": artifact.digest, "versions": versions("onnx")}
-    step = store.step("float_twin", parts, make, say)
-    return dataclasses.replace(
-        artifact, path=step.folder / "model.onnx", digest=step.facts["digest"], precision="float32"
-    )
 
 
 def facts(offer: Offer) -> dict[str, Any]:

@@ -45,6 +45,7 @@ STEADY_SHARE = 0.02
 # for loading and the first inference; an adapter that compiles then declares more
 START_ALLOWANCE_S = 120.0
 TIMER_RUNS = 201
+TIMED = ("latency", "sustained")
 LONGEST_WINDOW_S = 60.0
 GEMM_SIZE, STREAM_BYTES = 1024, 32 << 20
 
@@ -94,7 +95,8 @@ def start(spec: dict[str, Any], facts: dict[str, Any]) -> tuple[ModuleType, Any]
     with stage("load", facts):
         session = adapter.open_session(spec["model"], spec["threads"])
         facts["effective"] = adapter.effective(session)
-        if (got := facts["effective"].get("intra_op_threads", spec["threads"])) != spec["threads"]:
+        got = facts["effective"].get("intra_op_threads", spec["threads"])
+        if spec["mode"] in TIMED and got != spec["threads"]:  # answers are the same with any number
             raise RuntimeError(f"asked for {spec['threads']} threads, it took {got}")
     return adapter, session
 

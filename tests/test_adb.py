@@ -530,7 +530,7 @@ def test_the_command_measures_there_and_names_no_phone(stand_in, tmp_path, monke
               "--on", f"adb:{SERIAL}", "--tools", str(stand_in.tools), "--out", str(tmp_path / "out")]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["compress", *wanted])
     done = CliRunner().invoke(group, wanted, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code in (0, 4), done.output
     document = report.load(tmp_path / "out" / "report.json")
     rows = document["derived"]["cells"]
     assert {row["runtime"] for row in rows if not row["failure"]} == {"ncnn", "ort_cpu"}

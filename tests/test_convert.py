@@ -159,7 +159,7 @@ def test_bench_and_eval_convert_what_a_runtime_needs(store, tmp_path, monkeypatc
     assert rows[0]["runtime"] == "mnn" and rows[0]["correct"] == rows[1]["correct"] and rows[0]["n"] == 359
     wanted = ["bench", file, "--synthetic", "--tier", "smoke", "--runtimes", "mnn,ort_cpu", "--out", str(tmp_path)]
     done = CliRunner().invoke(group, wanted)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code in (0, 4), done.output
     document = json.loads((tmp_path / "report.json").read_text())
     assert {m["runtime"] for m in document["measurements"] if not m["failure"]} == {"mnn", "ort_cpu"}
 

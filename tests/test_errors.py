@@ -265,7 +265,10 @@ def test_interruptions_are_no_bugs(run, monkeypatch) -> None:
 
     monkeypatch.setattr(catalog, "names", stop)
     code, _, err = run("list")
-    assert code == 130 and err.strip() == "stopped; what was finished is kept, and the same command goes on from there"
+    assert (
+        code == 130
+        and err.strip() == "stopped; the finished steps of a run are kept, and the same command goes on from there"
+    )
 
 
 # --- errors of our own

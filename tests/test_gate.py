@@ -42,7 +42,8 @@ def slower(facts: dict, stage: str, factor: float) -> dict:
     for measurement in changed["measurements"]:
         for visit in measurement["visits"] if measurement["stage"] == stage else ():
             visit["median_ns"] *= factor
-            visit["quantiles_ns"] = [round(q * factor) for q in visit["quantiles_ns"]]
+            for key in ("quantiles_ns", "tail_ns"):
+                visit |= {key: [round(q * factor) for q in visit[key]]} if key in visit else {}
     return changed
 
 

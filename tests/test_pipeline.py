@@ -215,7 +215,11 @@ def test_verify_eval_bench_and_report_work_on_what_run_made(finished):
         finished, "bench", f"{run}/teacher.onnx", f"{run}/student.onnx", "--data", "digits", "--tier", "smoke",
         "--out", "reports/again",
     )  # fmt: skip
-    assert benched.returncode == 0 and "student" in benched.stdout and (finished / "reports/again/report.html").exists()
+    assert (
+        benched.returncode in (0, 4)
+        and "student" in benched.stdout
+        and (finished / "reports/again/report.html").exists()
+    )
     shown = compress(finished, "report", "reports/small")
     assert document["derived"]["verdict"]["sentence"].split()[0] in shown.stdout
 

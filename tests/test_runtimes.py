@@ -74,9 +74,8 @@ def test_a_runtime_that_is_half_installed_says_how_to_mend_it(tmp_path, monkeypa
     (tmp_path / "ncnn").mkdir()
     (tmp_path / "ncnn" / "__init__.py").write_text("from . import ncnn")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    bench.runtime_state.cache_clear()
+    bench._usable.cache_clear()
     state = bench.runtime_state("ncnn")
-    bench.runtime_state.cache_clear()
     assert "ImportError" in state["unavailable"]
     assert state["unavailable"].endswith("pip install --force-reinstall 'ncnn>=1.0.20260101'")
 

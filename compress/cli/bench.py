@@ -99,7 +99,8 @@ def command(
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)
         say(f"wrote  {out / 'report.html'}")
-    options.next_step("compress", "eval", *artifacts, *(["--data", data] if data else []))
+    if not synthetic:
+        options.next_step("compress", "eval", *artifacts, *(["--data", data] if data else []))
     if document["derived"]["aa"]["verdict"] == "invalid":
         sys.exit(gate.EXIT_UNCLEAR)
 

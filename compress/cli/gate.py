@@ -9,6 +9,7 @@ import click
 from compress.cli import options
 from compress.progress import say
 
+UNCLEAR = ("inconclusive", "invalid")
 LONGER = {"smoke": "standard", "quick": "standard", "standard": "rigorous"}
 
 
@@ -67,9 +68,10 @@ def command(
             click.echo(click.wrap_text(f"{row['status']:<13} {row['limit']}: {row['value']}", 80, "", " " * 14))
     code = gate.exit_code(gates)
     if code == gate.EXIT_UNCLEAR:
-        longer = LONGER.get(document["run"]["tier"])
-        if document["stages"] and longer:
-            recipe = f"models/{document['run']['name']}/recipe.toml"
+        # where `compress run` puts both, unless --out or --set name= said otherwise
+        recipe = path.parents[2] / "models" / path.parent.name / "recipe.toml" if len(path.parents) > 2 else path
+        longer, timed = LONGER.get(document["run"]["tier"]), ("max_latency", "max_p99", "min_speedup")
+        if longer and recipe.is_file() and any(g["name"] in timed and g["status"] in UNCLEAR for g in gates):
             options.next_step("compress", "run", "--recipe", recipe, "--set", f"tier={longer}")
         else:
             say("next   measure again, on a quieter machine or with more images")

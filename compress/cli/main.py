@@ -81,7 +81,7 @@ def main() -> None:
     try:
         sys.exit(compress.main(standalone_mode=False))
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+        click.echo("stopped; the finished steps of a run are kept, and the same command goes on from there", err=True)
         sys.exit(130)
     except Exception as error:
         sys.exit(failures.tell(error))

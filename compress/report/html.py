@@ -10,6 +10,7 @@ from typing import Any
 
 from compress.report import format as fmt
 from compress.report import (
+    keys,
     plots_comparison,
     plots_confidence,
     plots_ladder,
@@ -18,8 +19,8 @@ from compress.report import (
     plots_roofline,
     plots_stages,
     plots_tree,
-    svg,
     tables,
+    tables_converted,
     tables_corruptions,
     words,
 )
@@ -133,47 +134,6 @@ def _figure(
     return element("figure", *parts, class_="alone" if alone else None)
 
 
-def _cell_key(cells: list[dict[str, Any]], labels: Labels) -> Markup:
-    items = []
-    for cell in cells:
-        colour, twin = labels.colour(cell["stage"]), " twin" if cell["control"] else ""
-        swatch = (
-            svg.line(1, 7, 29, 7, f"line {colour} {labels.dash(cell['runtime'])}{twin}"),
-            svg.mark(labels.shape(cell["runtime"]), 15, 7, 3.6, f"mark {colour}{twin}"),
-        )
-        drawing = element("svg", *swatch, viewBox="0 0 30 14", aria_hidden="true")
-        items.append(element("li", drawing, element("span", labels.cell(cell))))
-    return element("ul", *items, class_="key")
-
-
-def _runtime_key(document: dict[str, Any], labels: Labels) -> Markup:
-    items = []
-    for runtime in dict.fromkeys(c["runtime"] for c in timed(document)):
-        drawing = element(
-            "svg", svg.mark(labels.shape(runtime), 15, 7, 5.0, "mark s0"), viewBox="0 0 30 14", aria_hidden="true"
-        )
-        items.append(element("li", drawing, element("span", runtime)))
-    return element("ul", *items, class_="key")
-
-
-def _curve_key(document: dict[str, Any], labels: Labels) -> Markup:
-    drawn = [stage["name"] for stage in document["stages"] if stage["curve"] and stage["curve"]["step"]]
-    return _line_key([(labels.colour(name), name) for name in drawn])
-
-
-def _shares_key(document: dict[str, Any]) -> Markup:
-    return _line_key(plots_pruning.shares(document))
-
-
-def _line_key(lines: list[tuple[str, str]]) -> Markup:
-    """The key of (class, words) of drawn lines."""
-    items = []
-    for class_, what in lines:
-        drawing = element("svg", svg.line(1, 7, 29, 7, f"line {class_}"), viewBox="0 0 30 14", aria_hidden="true")
-        items.append(element("li", drawing, element("span", what)))
-    return element("ul", *items, class_="key")
-
-
 def _drawn_words(document: dict[str, Any]) -> str:
     shown, every = len(drawn(document)), len(timed(document))
     return "" if shown == every else f" {words.DRAWN.format(shown=shown, every=every)}"
@@ -184,7 +144,7 @@ def _trade(document: dict[str, Any], labels: Labels) -> Markup:
         "Accuracy against latency",
         words.PARETO + _drawn_words(document),
         plots_comparison.accuracy_latency(document, labels),
-        _runtime_key(document, labels),
+        keys.runtime_key(document, labels),
         alone=True,
     )
 
@@ -198,13 +158,13 @@ def _plots(document: dict[str, Any], labels: Labels) -> Markup:
             "How latency is distributed",
             words.ECDF + some,
             plots_latency.distributions(document, labels),
-            _cell_key(drawn(document), labels),
+            keys.cell_key(drawn(document), labels),
         ),
         _figure(
             "Round by round",
             words.ROUNDS + some,
             plots_latency.rounds(document, labels),
-            _cell_key(drawn(document, controls=True), labels),
+            keys.cell_key(drawn(document, controls=True), labels),
             alone=True,
         ),
         class_="plots",
@@ -219,12 +179,15 @@ def _stages(document: dict[str, Any], labels: Labels) -> Markup | None:
         _figure("Top-1 from stage to stage", words.WATERFALL,
                 plots_stages.waterfall(document, labels)),
         _figure("Training loss", words.LOSSES, plots_stages.losses(document, labels),
-                _curve_key(document, labels)),
+                keys.curve_key(document, labels)),
         class_="two",
     )  # fmt: skip
     layers = plots_pruning.sensitivity(document)
     pruning = layers and _figure(
-        "How much hangs on each layer, and how much of it went", words.SENSITIVITY, layers, _shares_key(document)
+        "How much hangs on each layer, and how much of it went",
+        words.SENSITIVITY,
+        layers,
+        keys.line_key(plots_pruning.shares(document)),
     )
     return _section("What each stage cost and gained", _note(words.STAGES), tables.stages(document), figures, pruning)
 
@@ -260,7 +223,7 @@ def _sustained(document: dict[str, Any], labels: Labels) -> Markup | None:
     if not document["derived"]["sustained"]:
         return None
     drawing = plots_latency.sustained(document, labels)
-    key = _cell_key(plots_latency.sustained_cells(document), labels)
+    key = keys.cell_key(plots_latency.sustained_cells(document), labels)
     chart = drawing and join(_chart("Without a pause", drawing, "chart alone"), key)
     return _section(fmt.sustained_title(document), _note(words.SUSTAINED), tables.sustained(document), chart)
 
@@ -313,7 +276,7 @@ def _reliability(document: dict[str, Any], labels: Labels) -> Markup | None:
     drawing = plots_confidence.reliability(document, labels)
     if drawing is None:
         return None
-    key = _line_key([(labels.colour(row["stage"]), row["stage"]) for row in plots_confidence.shown(document)])
+    key = keys.line_key([(labels.colour(row["stage"]), row["stage"]) for row in plots_confidence.shown(document)])
     return element(
         "div",
         element("h3", "How sure, and how often right"),
@@ -325,7 +288,7 @@ def _reliability(document: dict[str, Any], labels: Labels) -> Markup | None:
 
 def _roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
     drawing = plots_roofline.roofline(document, labels)
-    key = _cell_key(plots_roofline.shown(document), labels)
+    key = keys.cell_key(plots_roofline.shown(document), labels)
     return drawing and _section(
         "Arithmetic under the CPU's roofs", _note(words.ROOFLINE), _chart("Roofline", drawing, "chart alone"), key
     )
@@ -363,7 +326,13 @@ def _body(document: dict[str, Any]) -> Markup:
         _stages(document, labels),
         _ladder(document),
         _listed(document, "elsewhere", "int8 on other CPUs", words.ELSEWHERE, tables.elsewhere),
-        _listed(document, "converted", "Files for other runtimes", words.CONVERTED, tables.converted),
+        _listed(
+            document,
+            "converted",
+            "Files for other runtimes",
+            tables_converted.note(document),
+            tables_converted.converted,
+        ),
         _choice(document),
         _tree(document),
         _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),

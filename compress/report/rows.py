@@ -24,10 +24,11 @@ from compress.report.rows_verdict import SHORT_TIERS, verdict
 
 
 def _primary_cell(facts: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The cell that the verdict speaks of: the first of the shipped artifact that has a speed-up."""
+    """The cell that the verdict speaks of: the first of the shipped artifact that has a speed-up, or else a latency."""
     shipped = [c for c in cells if c["stage"] == facts["shipped"] and not c["control"]]
     timed = [c for c in shipped if c["speedup_same_runtime"]["value"] is not None]
-    return next(iter(timed + shipped), None)
+    measured = [c for c in shipped if c["latency_ns"]["value"] is not None]
+    return next(iter(timed + measured + shipped), None)
 
 
 def _primary_accuracy(

@@ -8,6 +8,7 @@ from compress import stats
 from compress.report import format as fmt
 from compress.report.estimates import Estimate, measured, missing
 from compress.report.rows_cells import compare, find
+from compress.report.rows_validity import flags
 
 
 def converted_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def gain_words(row: dict[str, Any]) -> str:
     gain = row["gain"]
     if gain["value"] is None:
         return ""
-    pays = "" if gain["verdict"] == "faster" else ", so it does not pay in time here"
+    pays = ", so it does not pay in time here" if gain["verdict"] in ("slower", "no difference") else ""
     return f"{gain['verdict']}: {fmt.ratio_interval(gain)} the speed of {gain['parent']} in {row['runtime']}{pays}"
 
 
@@ -39,6 +40,8 @@ def _gain(facts: dict[str, Any], each: dict[str, Any]) -> Estimate:
         return {**missing("not timed"), **none}
     this = min(mine, key=lambda m: (m["batch"], m["threads"]))
     other = find(facts, parent, each["runtime"], this["threads"], this["batch"])
+    if any(flag["severity"] == "invalid" for m in (this, other) if m and m["visits"] for flag in flags(m)):
+        return {**missing("its rounds or those of the float file are not valid"), **none}
     return {**compare(other, this, f"{parent} in {each['runtime']}"), "parent": parent}
 
 

@@ -124,7 +124,8 @@ def _alone(name: str, cell: dict[str, Any] | None) -> str:
     if cell is None or cell["latency_ns"]["value"] is None:
         return f"The latency of {name} was {fmt.absent(cell['latency_ns']['reason'] if cell else 'it was not timed')}."
     where = f"{name} on {cell['runtime']} ({fmt.threads(cell['threads'])})"
-    return f"{where} takes {fmt.latency_interval(cell['latency_ns'])} for one query."
+    images = "" if cell["batch"] == 1 else f" of {cell['batch']} images"
+    return f"{where} takes {fmt.latency_interval(cell['latency_ns'])} for one query{images}."
 
 
 def shipped_name(facts: dict[str, Any]) -> str:
@@ -148,6 +149,8 @@ def verdict(
     limits = limit_gates(facts, cell)
     first, name, judged = teacher_stage(facts), shipped_name(facts), bool(facts["accuracy"])
     other = TEACHER if facts["stages"] else (artifact_at(facts, first) or {"file": first})["file"]
+    if other == name:  # files of one name in two folders: their stages are told apart
+        name, other = facts["shipped"], first
     compared = [
         *([_accuracy_gate(accuracy, margin_fraction(facts))] if judged else []),
         _believed(_speed_gate(cell["speedup_same_runtime"] if cell else None, other), pair),

@@ -8,7 +8,6 @@ from compress.report.labels import Labels
 from compress.report.markup import Markup, element
 from compress.report.rows_cells import NATIVE_RUNTIME
 from compress.report.rows_classes import SHOWN
-from compress.report.rows_converted import gain_words
 from compress.report.table import counted, number, plain, sort_value, table, tag
 
 
@@ -268,29 +267,6 @@ def elsewhere(document: dict[str, Any]) -> Markup:
     return table("int8 on other CPUs", heads, rows)
 
 
-def converted(document: dict[str, Any]) -> Markup:
-    """One row a stage and runtime: what was made for it, and how it compares with the ONNX file."""
-    heads = ("stage, runtime", "", "bytes", "same answers", "largest difference", "top-1", "")
-    rows = []
-    for row in document["derived"]["converted"]:
-        compared = row["agreement_fraction"]["value"] is not None
-        on = [f"as {row['reference']}, on {fmt.count(row['images'])} images"] if compared else []
-        said = [*filter(None, (row["failure"], *on, gain_words(row))), *row["notes"]]
-        rows.append(
-            element(
-                "tr",
-                element("th", row["stage"], element("small", row["runtime"], class_="n"), scope="row"),
-                element("td", tag(row["word"])),
-                counted(row["size_bytes"] or None, fmt.size),
-                number(row["agreement_fraction"], _percent) if compared else element("td", ""),
-                number(row["difference_fraction"], _share) if compared else element("td", ""),
-                number(row["cost_fraction"], fmt.points_interval) if compared else element("td", ""),
-                element("td", element("small", "; ".join(said)) if said else ""),
-            )
-        )
-    return table("Files for other runtimes", heads, rows)
-
-
 def classes(document: dict[str, Any]) -> Markup:
     """One row a class, those that lost most first; of very many only these."""
     heads = ("class", "images", "top-1 (95 %)", "against the teacher", "p, for all classes")
@@ -360,14 +336,6 @@ def paced(document: dict[str, Any]) -> Markup:
             )
         )
     return table("Queries at a rate", heads, rows)
-
-
-def _percent(estimate: dict[str, Any]) -> str:
-    return fmt.shown(estimate, fmt.percent)
-
-
-def _share(estimate: dict[str, Any]) -> str:
-    return fmt.shown(estimate, fmt.power)
 
 
 def choice(document: dict[str, Any]) -> Markup:

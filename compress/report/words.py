@@ -65,6 +65,10 @@ CONVERTED = (
     "own, against that file in float. What does not is not offered. The largest difference is in parts of "
     "the spread."
 )
+CONVERTED_ONLY = (
+    "Every file was converted from the ONNX file in a locked-up process, and timed. What it answers was not looked at "
+    "here: `compress convert` compares it with the ONNX file."
+)
 LADDER = (
     "Each rung is tried on top of those that were better, until the file costs no more than was allowed on the select "
     "images, with 95 % confidence where there are images enough for that; files that chance cannot tell apart are "
@@ -106,5 +110,5 @@ GLOSSARY = {
     "MAC": "A multiplication with its addition. Convolutions and linear layers are counted, nothing else.",
     "int8, float32": "Numbers of 8 bits, with a scale for each channel, and of 32 bits.",
     "select, report": "Images that choices were made on, and images that were asked once, at the end.",
-    "Pareto front": "The cells that no other one beats in both latency and accuracy.",
+    "Pareto front": "The cells of which no other one is at least as good in latency and accuracy, and better in one.",
 }

@@ -13,7 +13,10 @@ FORMAT = "onnx"
 # int8: it fuses other operators than ONNX Runtime does, so it rounds in other places.
 TOLERANCE = {"float32": 1e-3, "float16": 0.01, "int8_weights": 0.1, "int8": 0.25}
 
-_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+# by itself it would take one thread a core, whatever number is asked for
+_SETTINGS = {
+    "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_HYPER_THREADING": True,
+}  # fmt: skip
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
 SNIPPET = """
 import sys

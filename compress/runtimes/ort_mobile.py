@@ -66,7 +66,9 @@ def _signed(source: Path) -> bool:
     import onnx
 
     graph = onnx.load(source).graph
-    zeros = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
+    constants = {each.name for each in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
+    zeros = {node.input[2] for node in nodes if len(node.input) > 2}
     return any(each.name in zeros and each.data_type == onnx.TensorProto.INT8 for each in graph.initializer)
 
 
