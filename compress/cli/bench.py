@@ -70,13 +70,8 @@ def command(
 
     on_phone = adb.is_address(on)
     scenario = _scenario(batches, fps, deadline, sustained)
-    if on_phone and (data or synthetic or scenario != SINGLE_STREAM):
-        raise UsageError(
-            "programs on a phone ask one input of their own after another: no --data, --synthetic, --batch, --fps or "
-            "--sustained with --on adb:",
-            code="E-OPTION-CONFLICT",
-            hint="leave these out, or measure on a board by ssh, where our own worker runs",
-        )
+    if on_phone:
+        _refuse_on_phone(bool(data or synthetic or scenario != SINGLE_STREAM))
     if data and synthetic:
         raise UsageError(
             "--data and --synthetic exclude each other: name the images, or take random ones", code="E-OPTION-CONFLICT"
@@ -88,8 +83,9 @@ def command(
     store = Store.default()
     found = files.open_any(artifacts, store.root / "scratch")
     base = Recipe() if synthetic or on_phone else files.data_for(artifacts, found, data)
-    wanted = typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
-    chosen = replace(base, **wanted)
+    chosen = replace(
+        base, **typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
+    )
     with options.host(on, tools) as host:
         document = measuring.bench_files(
             found, chosen, tier=tier, synthetic=synthetic, store=store, command=_spoken(on, on_phone),
@@ -103,6 +99,18 @@ def command(
         options.next_step("compress", "eval", *artifacts, *(["--data", data] if data else []))
     if document["derived"]["aa"]["verdict"] == "invalid":
         sys.exit(gate.EXIT_UNCLEAR)
+
+
+def _refuse_on_phone(asked: bool) -> None:
+    from compress.errors import UsageError
+
+    if asked:
+        raise UsageError(
+            "programs on a phone ask one input of their own after another: no --data, --synthetic, --batch, --fps or "
+            "--sustained with --on adb:",
+            code="E-OPTION-CONFLICT",
+            hint="leave these out, or measure on a board by ssh, where our own worker runs",
+        )
 
 
 def _spoken(on: str, on_phone: bool) -> str:

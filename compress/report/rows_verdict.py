@@ -149,7 +149,7 @@ def verdict(
     limits = limit_gates(facts, cell)
     first, name, judged = teacher_stage(facts), shipped_name(facts), bool(facts["accuracy"])
     other = TEACHER if facts["stages"] else (artifact_at(facts, first) or {"file": first})["file"]
-    if other == name:  # files of one name in two folders: their stages are told apart
+    if other == name and first != facts["shipped"]:  # files of one name in two folders: their stages differ
         name, other = facts["shipped"], first
     compared = [
         *([_accuracy_gate(accuracy, margin_fraction(facts))] if judged else []),
