@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -107,7 +107,7 @@ def visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Pat
     }
 
 
-class Host(Protocol):
+class Host(Hashable, Protocol):
     """A machine on which children run: this one, or another (`remote.Remote`). Files are named by their paths here."""
 
     def run(

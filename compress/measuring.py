@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -164,7 +165,8 @@ def _for_runtimes(artifacts: list[Artifact], runtimes: tuple[str, ...], store: S
     offers = []
     for runtime in runtimes:
         for artifact in artifacts:
-            made, known, why = artifact, {}, ""
+            made, why = artifact, ""
+            known: dict[str, Any] = {}
             if conversion.converts(runtime):
                 try:
                     made, known = conversion.converted(store, artifact, runtime)
