@@ -60,8 +60,8 @@ def arguments() -> argparse.Namespace:
 def job_of(options: argparse.Namespace, store: Store, name: str) -> Job:
     values = {
         **cifar10(options.data, options.teacher_checkpoint), "student": name, "epochs": options.epochs, "kd": ["kd"],
-        "tier": options.tier, "runtimes": options.runtimes.split(","), "threads": options.threads.split(","), "max_drop": 0.5,
-        "quantize": "int8_auto", "least_speedup": 0, **NETWORKS[name],
+        "tier": options.tier, "runtimes": options.runtimes.split(","), "threads": options.threads.split(","),
+        "max_drop": 0.5, "quantize": "int8_auto", "least_speedup": 0, **NETWORKS[name],
     }  # fmt: skip
     return job_with(values, store, options.images)
 
