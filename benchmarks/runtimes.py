@@ -157,8 +157,8 @@ def page(found: dict[str, Any]) -> str:
         "epochs of distillation from resnet56; top-1 of the files themselves on CIFAR-10's 10,000 test images; latency "
         f"of one image, tier `{found['tier']}`, every file of a network interleaved with the teacher in every runtime.",
         "", "Latencies are of the machine named with each network, and those of a desktop CPU rank no phones.", "",
-        f"{offered - len(failures)} of {offered} files for other runtimes answer as their ONNX file does, int8 of "
-        "ncnn and MNN as it does in float, and are offered.", *(f"- {text}" for text in failures), "",
+        f"{offered - len(failures)} of {offered} files for other runtimes answer as their ONNX file does, or, "
+        "where the row says so, as it does in float, and are offered.", *(f"- {text}" for text in failures), "",
     ]  # fmt: skip
     lines += [line for row in rows for line in table_of(row)]
     left = [name for name in NETWORKS if name not in {row["network"] for row in rows}]

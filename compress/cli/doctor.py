@@ -20,7 +20,6 @@ def command(probe: bool) -> None:
     """
     import shutil
     import sys
-    from pathlib import Path
 
     from compress import bench, catalog, environment
     from compress.store import Store, limit_bytes
@@ -35,7 +34,7 @@ def command(probe: bool) -> None:
     click.echo(
         f"store      {store.root}: {used / 1e9:.2f} of {limit_bytes() / 1e9:.0f} GB (COMPRESS_STORE, COMPRESS_STORE_GB)"
     )
-    free = shutil.disk_usage(store.root if store.root.exists() else Path.home()).free
+    free = shutil.disk_usage(store.root).free
     governor = environment.governor()
     click.echo(f"disk       {free / 1e9:.1f} GB free for it" + (f"; CPU governor {governor}" if governor else ""))
     bad = environment.known_bad(env.packages)
