@@ -56,10 +56,11 @@ def run_child(
     on_progress: Callable[[int], None] | None = None,
     *,
     script: Path = WORKER,
+    python: Path = Path(sys.executable),
     watch: Callable[[int], None] | None = None,
     changes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The result of one process that runs `script`. Whatever it started is gone on return. Raises ChildFailed.
+    """The result of one process: `script`, run by `python`. Whatever it started is gone on return. Raises ChildFailed.
 
     `on_progress(done)` is called twice a second with the count that the child notes, `watch(pid)` to look at it, which
     ends it by raising ChildFailed; without them nothing wakes up this process before the child ends, which is what
@@ -71,7 +72,7 @@ def run_child(
     full = spec | {"result": str(result), "progress": str(folder / "progress"), "cap_s": int(timeout_s) + 10}
     (folder / "spec.json").write_text(json.dumps(full))
     # -P: without it this package's own folder comes first on the path and its types.py hides Python's.
-    command = [sys.executable, "-P", str(script), str(folder / "spec.json")]
+    command = [str(python), "-P", str(script), str(folder / "spec.json")]
     with log.open("wb") as stream:
         child = subprocess.Popen(
             command,

@@ -7,13 +7,14 @@ into, no network where the system allows that, a home of its own, a `pip` that f
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compress import bench, catalog, evaluate, float_twin, model_files, stats
+from compress import bench, catalog, evaluate, float_twin, litert_kit, model_files, numerics, stats
 from compress.child import CONVERTER, ChildFailed, readable, run_child, workspace
 from compress.environment import versions
 from compress.errors import Unmeasurable
@@ -21,7 +22,7 @@ from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
-VERSIONS = {"convert": 2, "float_twin": 1}
+VERSIONS = {"convert": 2, "float_twin": 1, "numerics": 1}
 TIMEOUT_S = 900.0
 MEMORY_BYTES = 12 << 30
 # What a converter may fill: its largest file, and all of its folder
@@ -49,7 +50,7 @@ def converted(
     if not converts(runtime, plugins):
         _refuse_missing(runtime, plugins)
         return artifact, {}
-    step = _step(store, artifact, runtime, module.FORMAT, plugins)
+    step = _step(store, artifact, runtime, module, plugins)
     facts = step.facts
     made = dataclasses.replace(
         artifact, path=step.folder / "made", format=module.FORMAT, digest=facts["digest"],
@@ -64,21 +65,22 @@ def _refuse_missing(runtime: str, plugins: tuple[Path, ...]) -> None:
         raise Unmeasurable(reason, code="E-RUNTIME-UNAVAILABLE")
 
 
-def _step(store: Store, artifact: Artifact, runtime: str, format: str, plugins: tuple[Path, ...]) -> Step:
-    adapter = bench.runtime_file(runtime, plugins)
+def _step(store: Store, artifact: Artifact, runtime: str, module: Any, plugins: tuple[Path, ...]) -> Step:
+    adapter, kit = bench.runtime_file(runtime, plugins), module.kit() if hasattr(module, "kit") else None
     parts = {
         "version": VERSIONS["convert"],
         "artifact": artifact.digest,
         "precision": artifact.precision,
         "adapter": file_digest(adapter),
         "versions": versions("onnx", *catalog.packages("runtimes", runtime, plugins)),
+        **({"kit": litert_kit.packages(kit)} if kit else {}),
     }
 
     def make(folder: Path) -> dict[str, Any]:
         _refuse_missing(runtime, plugins)
-        say(f"  converting {artifact.stage} to {format} for {runtime}")
+        say(f"  converting {artifact.stage} to {module.FORMAT} for {runtime}" + f" in {kit}" * bool(kit))
         with workspace(store.root / "scratch") as work:
-            facts = _in_child(artifact, adapter, work, plugins)
+            facts = _in_child(artifact, adapter, work, plugins, kit)
             shutil.rmtree(folder / "made", ignore_errors=True)  # of a process that was killed before it was done
             (work / "files").replace(folder / "made")
         made = sorted(path for path in (folder / "made").rglob("*") if path.is_file())
@@ -114,8 +116,23 @@ def in_float(store: Store, artifact: Artifact) -> Artifact:
     )
 
 
-def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    """What the adapter's `convert` says of what it wrote into `work/files`. Raises Unmeasurable with its reason."""
+def weights_of(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """What `numerics` counts in the weights of an ONNX file. Raises Unmeasurable."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        with workspace(store.root / "scratch") as work:
+            return _in_child(artifact, Path(numerics.__file__), work, ())
+
+    parts = {"version": VERSIONS["numerics"], "file": artifact.digest, "versions": versions("onnx")}
+    return store.step("numerics", parts, make, say).facts
+
+
+def _in_child(
+    artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...], kit: Path | None = None
+) -> dict[str, Any]:
+    """What the adapter's `convert` says of what it wrote into `work/files`; in the environment of the `kit` where one
+    is named. Raises Unmeasurable with its reason.
+    """
     source = model_files.private_copy(artifact, work / "source")
     for name in ("files", "home", "programs"):
         (work / name).mkdir()
@@ -136,8 +153,15 @@ def _in_child(artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path
         # switches that the makers of these tools document for leaving out reports of their use
         "DO_NOT_TRACK": "1", "NNCF_CI": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
+    python = Path(sys.executable)
+    if kit:  # which is to see this package, and nothing of what is installed beside it
+        (work / "package").mkdir()
+        (work / "package" / "compress").symlink_to(CONVERTER.parent)
+        python, changes["PYTHONPATH"] = litert_kit.python(kit), str(work / "package")
     try:
-        facts = run_child(spec, work, TIMEOUT_S, plugins, script=CONVERTER, watch=_watch(work), changes=changes)
+        facts = run_child(
+            spec, work, TIMEOUT_S, plugins, script=CONVERTER, python=python, watch=_watch(work), changes=changes
+        )
     except ChildFailed as failure:
         why = readable(failure, str(source), artifact.path).removeprefix("convert: ")
         raise Unmeasurable(

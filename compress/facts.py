@@ -1,12 +1,15 @@
 """The facts of a run as its report holds them. Nothing is derived here."""
 
 import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress import __version__, environment, recipe
-from compress.store import digest
+from compress.store import digest, write_atomic
 from compress.types import SINGLE_STREAM, Measurement, Scenario
 
 if TYPE_CHECKING:
@@ -65,6 +68,19 @@ def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario
         "visits": visits,
         "sustained": measurement.sustained,
     }
+
+
+def write_samples(path: Path, measurements: Sequence[Measurement]) -> None:
+    """Every query's time, int64 ns, as `CELL#ROUND`; those that came at a rate as `CELL#ROUND paced`."""
+    arrays: dict[str, np.ndarray] = {}
+    for measurement in measurements:
+        for visit in measurement.visits:
+            for key, of in (("samples_ns", ""), ("paced_samples_ns", " paced")):
+                if key in visit:  # a phone's program may tell no single queries
+                    arrays[f"{measurement.cell}#{visit['round']}{of}"] = np.asarray(visit[key], dtype=np.int64)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
 
 
 def recipe_digest(job: "Job") -> str:

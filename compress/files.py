@@ -240,7 +240,7 @@ def accuracy_row(
 def document(
     artifacts: list[Artifact], measurements: list[dict[str, Any]], *, command: str, tier: str, seed: int,
     image_count: int, data_note: str, scenario: Scenario, environment: Environment,
-    converted: Sequence[dict[str, Any]] = (),
+    converted: Sequence[dict[str, Any]] = (), warnings: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """A report document of files outside a run, measured in `environment`: the first artifact is the baseline."""
     from compress import report
@@ -276,6 +276,6 @@ def document(
             "accuracy": [],
             "measurements": measurements,
             "converted": list(converted),
-            "warnings": [],
+            "warnings": list(warnings),
         }
     )  # fmt: skip

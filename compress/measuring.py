@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress import bench, catalog, conversion, facts, files, plan, randomness, runtime_files
+from compress import bench, catalog, conversion, facts, files, numerics, plan, randomness, runtime_files
 from compress.child import HERE, Host
 from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.progress import Progress, duration
@@ -112,9 +112,10 @@ def synthetic_images(input_shape: tuple[int, int, int], count: int = SYNTHETIC_I
 def bench_files(
     artifacts: list[Artifact], recipe: Recipe, *, tier: str, synthetic: bool, store: Store, command: str,
     scenario: Scenario = SINGLE_STREAM, host: Host = HERE, own_inputs: bool = False,
-) -> dict:  # fmt: skip
-    """A report document of these artifacts' latency in the recipe's runtimes, on `host`; files are converted here. With
-    `own_inputs` no image is asked about: the programs that measure make inputs of their own.
+) -> tuple[dict[str, Any], list[Measurement]]:  # fmt: skip
+    """A report document of these artifacts' latency in the recipe's runtimes, on `host`, and what it was made from;
+    files are converted here. With `own_inputs` no image is asked about: the programs that measure make inputs of their
+    own.
     """
     for runtime in recipe.runtimes:
         if catalog.load("runtimes", runtime).module.FORMAT == "torch":
@@ -136,6 +137,7 @@ def bench_files(
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"
     offers = _for_runtimes(artifacts, recipe.runtimes, store)
+    warnings = [said for artifact in artifacts for said in _of_weights(artifact, store)]
     environment = host.environment()
     measurements = latency(
         [(offer.artifact, offer.runtime) for offer in offers], recipe.threads, images, tier, recipe.seed, store,
@@ -144,7 +146,7 @@ def bench_files(
     )  # fmt: skip
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}", code="E-RUNTIME-FAILED")
-    return files.document(
+    document = files.document(
         artifacts,
         [facts.measurement_facts(m, twin_of(m), scenario) for m in measurements],
         converted=[runtime_files.facts(offer) for offer in offers if conversion.converts(offer.runtime)],
@@ -155,7 +157,16 @@ def bench_files(
         seed=recipe.seed,
         image_count=0 if own_inputs else len(images),
         data_note=note,
+        warnings=warnings,
     )
+    return document, measurements
+
+
+def _of_weights(artifact: Artifact, store: Store) -> list[str]:
+    try:
+        return numerics.sentences(artifact.path.name, conversion.weights_of(store, artifact))
+    except Unmeasurable as error:  # what is timed need not be read by others
+        return [f"{artifact.path.name}: its weights were not looked at: {error.message}"]
 
 
 def _for_runtimes(artifacts: list[Artifact], runtimes: tuple[str, ...], store: Store) -> list[Offer]:

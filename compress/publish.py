@@ -4,7 +4,6 @@
 `reports/<run>/` holds the report and the raw samples.
 """
 
-import io
 import itertools
 import os
 import shutil
@@ -21,7 +20,7 @@ from compress.images import PREPROCESSING
 from compress.recipe import Recipe
 from compress.report.rows_classes import CLASSES_FILE
 from compress.store import digest, file_digest, read_json, write_atomic, write_json
-from compress.types import Artifact, Dataset, Measurement, Splits
+from compress.types import Artifact, Dataset, Splits
 
 if TYPE_CHECKING:
     from compress.chain import Link
@@ -156,7 +155,7 @@ def publish(
     files = _names([link for link in links if link.kept])
     run = facts.of_run(found.models.name, job, links, files, measured)
     document = read_json(report.write(run, reports)["json"])
-    _write_raw(reports / "samples.npz", measured["raw"])
+    facts.write_samples(reports / "samples.npz", measured["raw"])
     for link in links:
         if link.kept and link.artifact.stage in files:
             golden = measured["golden"][link.artifact.stage]
@@ -248,17 +247,6 @@ def write_artifact(path: Path, artifact: Artifact, dataset: Dataset, logits: np.
 def golden_index(dataset: Dataset) -> np.ndarray:
     """Which images of a split become golden samples: evenly over its order, and so over its classes."""
     return np.unique(np.linspace(0, len(dataset.labels) - 1, GOLDEN_IMAGES).astype(int))
-
-
-def _write_raw(path: Path, raw: dict[str, Measurement]) -> None:
-    buffer = io.BytesIO()
-    arrays = {  # `compress run` asks one query after another only: there are no others
-        f"{cell}#{visit['round']}": np.asarray(visit["samples_ns"], dtype=np.int64)
-        for cell, measurement in raw.items()
-        for visit in measurement.visits
-    }
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())
 
 
 def _new_manifest(found: Places, job: "Job", run: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:

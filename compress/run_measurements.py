@@ -48,7 +48,7 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
             _accuracy(job, store, offer, _teacher_of(offered, offer.runtime, links), failures) for offer in offered
         ],
         "measurements": [facts.measurement_facts(m, measuring.twin_of(m)) for m in measurements],
-        "raw": {m.cell: m for m in measurements},
+        "raw": measurements,
         "golden": golden,
         "against_parents": _against_parents(links, golden, report_split.labels),
         "corruptions": _corruptions(job, store, links, golden),

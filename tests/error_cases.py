@@ -46,6 +46,7 @@ from compress import (
     kit,
     ladder,
     listing,
+    litert_kit,
     measuring,
     model_files,
     mutual,
@@ -405,6 +406,11 @@ def e_kit_unusable(place: Place) -> None:
 def e_npm(place: Place) -> None:
     place.patch.setenv("PATH", str(place.folder))
     web_kit.build(place.folder / "kit")
+
+
+def e_pip(place: Place) -> None:
+    fails = "print('ERROR: no matching distribution'); raise SystemExit(1)"
+    litert_kit._step([sys.executable, "-c", fails], place.folder)
 
 
 def e_debian(place: Place) -> None:

@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -89,9 +91,28 @@ CASES = [(name, precision) for name in GIVEN for precision in ("float32", "int8"
 CASES += [("ncnn", "float16"), ("mnn", "float16")]
 
 
+@pytest.fixture
+def litert_in_a_kit(tmp_path, monkeypatch):
+    """LiteRT's converter is not installed here, as it seems, but in a kit, which tells another version of it."""
+    folder = tmp_path / "kit"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "litert_torch-0.9.9.dist-info").mkdir()
+    (site / "litert_torch-0.9.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: litert-torch\nVersion: 0.9.9\n"
+    )
+    (folder / "kit.json").write_text('{"litert-torch": "0.9.9"}')
+    monkeypatch.setenv("COMPRESS_LITERT_KIT", str(folder))
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "litert_torch" else found(name))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), CASES)
-def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, tmp_path):
+def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, tmp_path, request):
+    if (name, precision) == ("litert", "int8"):
+        request.getfixturevalue("litert_in_a_kit")
     if reason := bench.runtime_state(name)["unavailable"]:
         pytest.skip(reason)
     (artifact,) = found = files.open_any((small[precision],), store.root / "scratch")
@@ -106,6 +127,8 @@ def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, t
         assert ran.returncode == 0 and "expected" in ran.stdout, ran.stdout + ran.stderr
     versions = json.loads((done.folder / "versions.json").read_text())
     assert versions["source"]["sha256"] == artifact.digest and versions["tools"]
+    if name == "litert":
+        assert (versions["tools"]["litert-torch"] == "0.9.9") == (precision == "int8")
     for entry in versions["files"]:
         assert (done.folder / entry["file"]).stat().st_size == entry["size_bytes"]
     if precision == "float32" and name != "ort_cpu":

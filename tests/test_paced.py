@@ -95,6 +95,8 @@ def test_real_files_at_a_rate_and_in_batches(tmp_path, monkeypatch):
     done = CliRunner().invoke(group, [*wanted, "--deadline", "1s", "--out", str(tmp_path / "out")])
     assert done.exit_code in (0, 4), done.output
     document = report.load(tmp_path / "out" / "report.json")
+    with np.load(tmp_path / "out" / "samples.npz") as samples:
+        assert sum(len(samples[name]) for name in samples if name.endswith(" paced")) == 100
     (row,) = document["derived"]["paced"]
     assert (row["queries"], row["fps"], row["late_fraction"]["value"]) == (100, 100.0, 0.0)
     assert row["deadline_ns"] == 1e9 and row["latency_ns"]["value"] > 0

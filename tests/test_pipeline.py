@@ -205,6 +205,8 @@ def test_dry_run_knows_what_is_there_and_estimates_the_rest(finished):
 def test_verify_eval_bench_and_report_work_on_what_run_made(finished):
     run = "models/small"
     assert compress(finished, "verify", run).stdout.count("ok ") == 3
+    verified = json.loads(compress(finished, "verify", run, "--json").stdout)
+    assert [row["ok"] for row in verified] == [True] * 3 and "golden samples" in verified[0]["found"]
     evaluated = compress(finished, "eval", run, "--json")
     rows = {row["stage"]: row for row in json.loads(evaluated.stdout)}
     document = json.loads((finished / "reports/small/report.json").read_text())
@@ -213,13 +215,13 @@ def test_verify_eval_bench_and_report_work_on_what_run_made(finished):
             assert rows[row["stage"]]["correct"] == row["correct"]
     benched = compress(
         finished, "bench", f"{run}/teacher.onnx", f"{run}/student.onnx", "--data", "digits", "--tier", "smoke",
-        "--out", "reports/again",
+        "--out", "reports/again", "--json",
     )  # fmt: skip
-    assert (
-        benched.returncode in (0, 4)
-        and "student" in benched.stdout
-        and (finished / "reports/again/report.html").exists()
-    )
+    assert benched.returncode in (0, 4) and (finished / "reports/again/report.html").exists()
+    assert json.loads(benched.stdout) == json.loads((finished / "reports/again/report.json").read_text())
+    with np.load(finished / "reports/again/samples.npz") as samples:  # every query of every visit
+        for row in json.loads(benched.stdout)["measurements"]:
+            assert all(len(samples[f"{row['cell']}#{v['round']}"]) == v["n"] for v in row["visits"])
     shown = compress(finished, "report", "reports/small")
     assert document["derived"]["verdict"]["sentence"].split()[0] in shown.stdout
 

@@ -41,10 +41,11 @@ MOST_FPS = 10_000
     help="With --on adb:, the runtimes' own benchmark programs for Android.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of visits and of the inputs.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and report.html.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report and samples.npz, every query.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON instead of the table.")
 def command(
     artifacts: tuple[Path, ...], data: str, synthetic: bool, tier: str, runtimes: str, threads: str, batches: str,
-    fps: float, deadline: str, sustained: str, on: str, tools: Path | None, seed: int, out: Path | None,
+    fps: float, deadline: str, sustained: str, on: str, tools: Path | None, seed: int, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Latency of ONNX files, or of a run's; the first file is the baseline and is measured twice (A/A).
 
@@ -60,11 +61,11 @@ def command(
     """
     from dataclasses import replace
 
-    from compress import adb, bench, files, gate, measuring
+    from compress import adb, bench, facts, files, gate, measuring
     from compress.config import typed
     from compress.errors import UsageError, unknown
     from compress.recipe import Recipe
-    from compress.report import summary, write
+    from compress.report import summary, to_json, write
     from compress.store import Store
     from compress.types import SINGLE_STREAM
 
@@ -87,13 +88,14 @@ def command(
         base, **typed(Recipe, {"runtimes": runtimes, "threads": threads, "seed": seed}, "the command line")
     )
     with options.host(on, tools) as host:
-        document = measuring.bench_files(
+        document, measurements = measuring.bench_files(
             found, chosen, tier=tier, synthetic=synthetic, store=store, command=_spoken(on, on_phone),
             scenario=scenario, host=host, own_inputs=on_phone,
         )  # fmt: skip
-    click.echo(summary(document))
+    click.echo(to_json(document) if as_json else summary(document), nl=not as_json)
     if out:
         write({k: v for k, v in document.items() if k != "derived"}, out)
+        facts.write_samples(out / "samples.npz", measurements)
         say(f"wrote  {out / 'report.html'}")
     if not synthetic:
         options.next_step("compress", "eval", *artifacts, *(["--data", data] if data else []))

@@ -9,7 +9,9 @@ import numpy as np
 
 REQUIRES = "ai-edge-litert>=2.1"
 CONVERTS_WITH = "litert-torch>=0.9"
-CONVERTER_NOTE = "it wants torch below 2.15, and pip exchanges a newer one: give it an environment of its own then"
+CONVERTER_NOTE = (
+    "it wants torch below 2.15, and pip exchanges a newer one: `compress kit litert` gives it an environment of its own"
+)
 PACKAGES = ("ai-edge-litert", "litert-torch", "torch")
 FORMAT = "tflite"
 # float32: XNNPACK sums in another order. int8: the ONNX file's own integers and scales; XNNPACK rounds as ONNX Runtime
@@ -54,6 +56,14 @@ def version() -> str:
     return metadata.version("ai-edge-litert")
 
 
+def kit() -> Path | None:
+    """The environment that converts, where litert-torch is not installed beside this package but in a kit."""
+    from compress import litert_kit
+
+    folder = litert_kit.default_folder()
+    return folder if not util.find_spec("litert_torch") and litert_kit.packages(folder) else None
+
+
 def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     """`model.tflite` from the ONNX file, by way of a torch module that does the same: batch 1, float32 NCHW in. An int8
     file keeps the ONNX file's levels and scales; its output is int8 with a scale of its own.
@@ -78,7 +88,8 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     network = Rebuilt(model, float_weights=True).eval()
     converted = litert_torch.convert(network, (torch.zeros(shape),), quant_config=quantized)
     converted.export(str(folder / "model.tflite"))
-    return {"tools": {"litert-torch": metadata.version("litert-torch")}, "notes": _notes(folder)}
+    tools = {name: metadata.version(name) for name in ("litert-torch", "torch")}
+    return {"tools": tools, "notes": _notes(folder)}
 
 
 def _notes(folder: Path) -> list[str]:

@@ -1,0 +1,102 @@
+"""The LiteRT kit: an environment of its own for LiteRT's converter, which only conversions start.
+
+litert-torch takes no torch from some version on, and pip exchanges a newer one for an older; what runs here may have
+been tested with the newer one. Made once by `build`, found by the adapter.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from compress import debian
+from compress.errors import CompressError
+from compress.runtimes import litert
+from compress.store import Store
+
+MANIFEST = "kit.json"
+# what the converting child imports beside the converter: it reads the ONNX file
+BESIDE = ("onnx>=1.21",)
+# torch with its libraries, unpacked
+NEEDED_BYTES = 9_000_000_000
+TIMEOUT_S = 3600.0
+_INSTALLED = """import importlib.metadata as m, json
+import ai_edge_litert.interpreter, litert_torch, onnx
+print(json.dumps({name: m.version(name) for name in ("litert-torch", "ai-edge-litert", "torch", "onnx")}))
+"""
+
+
+def default_folder() -> Path:
+    """Where the kit is looked for: `$COMPRESS_LITERT_KIT`, or a folder of the store."""
+    named = os.environ.get("COMPRESS_LITERT_KIT", "")
+    return Path(named) if named else Store.default().root / "kit-litert"
+
+
+def python(kit: Path) -> Path:
+    """The kit's interpreter."""
+    return kit.absolute() / "bin" / "python"
+
+
+def packages(kit: Path) -> dict[str, str]:
+    """Package → version of what converts in the kit; empty where there is no kit."""
+    path = kit / MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
+    """Makes the kit `folder`, complete or not at all: a virtual environment with the converter, proved by importing it.
+    pip fetches some gigabytes, because of torch. Raises CompressError.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CompressError(
+            f"{folder} exists already",
+            code="E-KIT-EXISTS",
+            hint="remove it first to make it anew, or name another folder",
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < NEEDED_BYTES:
+            raise CompressError(
+                f"{folder.parent} has {free / 1e9:.1f} GB left; the kit needs {NEEDED_BYTES / 1e9:.0f} GB",
+                code="E-WRITE",
+                hint="free some disk space, or choose a folder on another disk",
+            )
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            kit, work = Path(scratch, "kit"), Path(scratch, "work")
+            work.mkdir()
+            tell("a virtual environment")
+            _step([sys.executable, "-m", "venv", str(kit)], work)
+            tell(f"{litert.CONVERTS_WITH} and what it needs: a few gigabytes because of torch")
+            pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+            _step([str(python(kit)), *pip, litert.CONVERTS_WITH, *BESIDE], work)
+            tell("importing it")
+            said = _step([str(python(kit)), "-I", "-c", _INSTALLED], work).strip().splitlines()[-1]
+            (kit / MANIFEST).write_text(json.dumps(json.loads(said), indent=1, sort_keys=True) + "\n")
+            # it may move: only its interpreter is started, never a script that names its old place
+            kit.rename(folder)
+    except OSError as error:
+        raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE") from error
+
+
+def _step(command: list[str], work: Path) -> str:
+    """What the command wrote. Raises CompressError with its last lines."""
+    log = work / "log.txt"
+    told = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    status = debian.supervise(command, work, told, TIMEOUT_S, log)
+    text = log.read_text(errors="replace")
+    if status is None:
+        raise CompressError(f"making the LiteRT kit: not done within {TIMEOUT_S:g} s; stopped", code="E-PIP")
+    if status:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
+        raise CompressError(
+            f"making the LiteRT kit: {'; '.join(errors[-2:])[:600] or f'exit status {status}'}",
+            code="E-PIP",
+            hint="is the Python index in reach, and is there a litert-torch for this Python and machine?",
+        )
+    return text

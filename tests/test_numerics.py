@@ -1,0 +1,67 @@
+"""BT-12: weights that slow a processor down are told, and what `compress export` makes of them answers alike."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from compress import export, network, numerics
+from compress.cli.main import compress as group
+
+
+def a_file(path, weights: np.ndarray) -> None:
+    """One layer on images of 4×4, its weights `[16,3]`; one value in a Constant, as some exporters write them."""
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weights", "bias"], ["inner"]),
+        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.float32(1e-40))),
+        helper.make_node("Add", ["inner", "one"], ["logits"]),
+    ]
+    given = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 4, 4])
+    taken = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    held = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.zeros(3, np.float32), "bias")]
+    graph = helper.make_graph(nodes, "g", [given], [taken], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def test_weights_are_counted(tmp_path):
+    weights = np.linspace(0, 1, 48, dtype=np.float32).reshape(16, 3)
+    weights[0] = [0, np.finfo(np.float32).tiny, -np.finfo(np.float32).tiny / 2]
+    weights[1] = [np.nan, np.inf, 1e-39]
+    a_file(tmp_path / "a.onnx", weights)
+    found = numerics.convert(tmp_path / "a.onnx", tmp_path, "float32")
+    assert found == {"weights": 52, "subnormal": 3, "not_finite": 2}
+    said = numerics.sentences("a.onnx", found)
+    assert "3 of 52 weights are subnormal" in said[0] and "2 of 52 weights are NaN" in said[1]
+    assert numerics.sentences("a.onnx", found | {"subnormal": 0, "not_finite": 0}) == []
+
+
+def test_bench_warns_of_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_STORE", str(tmp_path / "store"))
+    a_file(tmp_path / "slow.onnx", np.full((16, 3), 1e-41, np.float32))
+    done = CliRunner().invoke(group, ["bench", str(tmp_path / "slow.onnx"), "--synthetic", "--tier", "smoke", "--json"])
+    assert done.exit_code in (0, 4), done.output
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert warning.startswith("slow.onnx: 49 of 52 weights are subnormal numbers")
+
+
+def test_an_exported_file_has_none_and_answers_alike(tmp_path):
+    net = network.build(
+        "mlp:depth=1,hidden=16", class_names=("a", "b"), input_shape=(1, 4, 4), mean=(0.5,), std=(0.5,), seed=0
+    ).eval()
+    with torch.no_grad():
+        for value in net.parameters():
+            value[value.abs() < value.abs().median()] = 3e-39
+    export.export_onnx(net, tmp_path / "net.onnx", recipe_digest="")
+    assert numerics.convert(tmp_path / "net.onnx", tmp_path, "float32")["subnormal"] == 0
+    images = torch.rand(5, 1, 4, 4)
+    with torch.no_grad():
+        expected = net(images).numpy()
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"input": images.numpy()})
+    assert np.abs(got - expected).max() <= 1e-6 * np.ptp(expected)
