@@ -64,11 +64,13 @@ def difference(network: nn.Module, unit: Unit, images: Tensor) -> float:
     """The largest difference between the answers of the masked and of the cut network to float `[B,C,H,W]`, in
     float64, as a share of their spread. Raises what the cut network raises.
     """
-    masked, cut = (copy.deepcopy(network).double().eval() for _ in range(2))
-    mask(masked, unit)
-    remove(cut, unit)
+    # one copy for both: what is masked in it is what is removed from it then
+    copied = copy.deepcopy(network).double().eval()
+    mask(copied, unit)
     with torch.no_grad():
-        expected, got = masked(images.double()), cut(images.double())
+        expected = copied(images.double())
+        remove(copied, unit)
+        got = copied(images.double())
     if expected.shape != got.shape:
         raise CompressError(
             f"the answers changed their shape from {tuple(expected.shape)} to {tuple(got.shape)}",

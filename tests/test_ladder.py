@@ -252,7 +252,7 @@ def row(**values):
     }  # fmt: skip
 
 
-def test_the_report_shows_every_rung() -> None:
+def with_ladder() -> dict:
     facts = make_facts()
     layers = [{"layer": f"body.<b>{i}", "noise_share": 0.01 + 0.01 * i} for i in range(3)]
     kept = row(knobs={"keep_float": "body.<b>0"}, correct=95, agree=97, better=True)
@@ -264,6 +264,11 @@ def test_the_report_shows_every_rung() -> None:
         {"rung": "sensitive layers in float", "tried": [kept], "left_out": "", "helped": True,
          "layers": {"noise_share": 0.04, "layers": layers}},
     ]  # fmt: skip
+    return facts
+
+
+def test_the_report_shows_every_rung() -> None:
+    facts = with_ladder()
     schema.validate(facts)
     document = {**facts, "derived": rows.derive(facts)}
     found = document["derived"]["ladder"]

@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
+from test_classes import balanced
+from test_confidence import with_confidence
+from test_ladder import with_ladder
 from test_report import make_facts
+from test_report_tree import with_tree
 
-from compress import report
+from compress import corruptions, facts, report
 from compress.report import html
 from compress.runtimes import ort_web
+from compress.types import Scenario
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from report_page import crowded  # noqa: E402
@@ -111,6 +117,64 @@ class Watched:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
     return report.write(make_facts(), tmp_path_factory.mktemp("report"))["html"]
+
+
+def everything() -> dict[str, Any]:
+    """A report in which no section is missing."""
+    found = with_confidence() | {"tree": with_tree(3, 3)["tree"], "stages": with_ladder()["stages"]}
+    found["run"] |= {"fps": 30.0, "deadline_ns": 3e7}
+    late = facts._paced(np.linspace(5e6, 4e7, 200), Scenario(fps=30.0, deadline_ns=3e7))
+    timed = [measurement for measurement in found["measurements"] if measurement["visits"]]
+    for measurement in timed:
+        windows = [
+            {"end_s": 60.0 * (i + 1), "n": 100, "median_ns": 1e6 * (1 + i / 5), "p90_ns": 2e6, "celsius": 50.0 + i,
+             "megahertz": 2400.0}
+            for i in range(6)
+        ]  # fmt: skip
+        measurement["sustained"] = {"windows": windows, "failure": ""}
+        for visit in measurement["visits"]:
+            visit |= {"paced": late, "peak_gmacs_per_second": 80.0, "peak_bytes_per_second": 9e9}
+    kinds = [{"kind": kind, "correct": [9000, 8000 - 300 * i, 6000]} for i, kind in enumerate(corruptions.KINDS)]
+    found["corruptions"] = [
+        {"stage": stage, "n": 10_000, "kinds": kinds, "lost_points": 17.0, "extra_points": extra, "low": extra - 1,
+         "high": extra + 1}
+        for stage, extra in (("teacher", 0.0), ("distilled", 2.5), ("int8", 3.0))
+    ]  # fmt: skip
+    for row in found["accuracy"]:
+        if not row["failure"]:
+            row["classes"] = balanced([40] * 9 + [90], [35] * 10, n=1000)
+    gate = {
+        "images": 1000, "agreement_fraction": 0.999, "difference_of_spread": 2e-4, "tolerance": 1e-3, "labelled": 1000,
+        "expected_only": 1, "this_only": 0, "reference": "the ONNX file", "why": "",
+    }  # fmt: skip
+    made = {
+        "runtime": "ncnn", "format": "ncnn", "precision": "float32", "digest": "0" * 64, "size_bytes": 10**6,
+        "files": ["ncnn/model.param"], "seconds": 3.0, "tools": {"pnnx": "1"}, "notes": ["3 parts"], "locks": {},
+        "gate": gate, "failure": "",
+    }  # fmt: skip
+    found["converted"] = [{**made, "stage": "distilled"}, {**made, "stage": "int8", "failure": "it answers otherwise"}]
+    saturating = {"stage": "int8", "where": "x86 without VNNI", "how": "emulated", "words": "sums are clipped"}
+    found["elsewhere"] = [{**saturating, "n": 10_000, "correct": 8700, "parent_only": 60, "this_only": 40}]
+    return found
+
+
+SECTIONS = (
+    "On corrupted images", "Class by class", "Files for other runtimes", "int8 on other CPUs", "How int8 was repaired",
+    "Arithmetic under the CPU", "How sure, and how often right", "The soft decision tree", "At 30 frames per second",
+    "Without a pause",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
+def test_every_section_fits_and_leaves_nobody_out(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
+    path = report.write(everything(), tmp_path)["html"]
+    with Watched(browser, path, viewport={"width": width, "height": 900}, color_scheme=scheme) as it:
+        titles = " ".join(it.page.locator("h2, h3").all_inner_texts())
+        assert [name for name in SECTIONS if name not in titles] == []
+        assert it.page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(it.page).response["violations"]
+        assert not found, [(v["id"], [n["target"] for n in v["nodes"]][:3]) for v in found]
+        assert it.quiet()
 
 
 def column(page: Page, table: str, number: int) -> list[str]:

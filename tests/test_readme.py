@@ -56,9 +56,11 @@ def test_every_command_is_known():
 @pytest.mark.parametrize("command", READERS)
 def test_command_works(command, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("COMPRESS_STORE", str(tmp_path))
-    # the two reports that are published
-    here = command.replace("reports/BEFORE", "reports/digits-mobilenet").replace(
-        "reports/AFTER", "reports/resnet8-cifar10"
+    # the two reports that are published, and smaller images
+    here = (
+        command.replace("reports/BEFORE", "reports/digits-mobilenet")
+        .replace("reports/AFTER", "reports/resnet8-cifar10")
+        .replace("3x224x224", "3x32x32")
     )
     assert run(here, monkeypatch) == 0
     captured = capsys.readouterr()

@@ -201,8 +201,11 @@ def test_torch_on_a_gpu_says_what_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["torch_eager", pytest.param("torch_compiled", marks=pytest.mark.slow)])
-def test_torch_answers_as_the_network_does(name, tmp_path):
+def test_torch_answers_as_the_network_does(name, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
+    # a compiler that comes with the processor's words is taken for granted: asking it takes ten seconds
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    monkeypatch.setattr(child, "PASSED_ON", child.PASSED_ON | {"TORCHINDUCTOR_VEC_ISA_OK"})
     if reason := catalog.load("runtimes", name).module.unavailable():
         pytest.skip(reason)
     from compress import network

@@ -13,6 +13,7 @@ from compress.report import (
     keys,
     plots_comparison,
     plots_confidence,
+    plots_corruptions,
     plots_ladder,
     plots_latency,
     plots_pruning,
@@ -286,6 +287,17 @@ def _reliability(document: dict[str, Any], labels: Labels) -> Markup | None:
     )
 
 
+def _corruptions(document: dict[str, Any], labels: Labels) -> Markup | None:
+    drawing = plots_corruptions.corruptions(document, labels)
+    if drawing is None:
+        return None
+    key = keys.line_key([(labels.colour(stage), stage) for stage in plots_corruptions.drawn(document)])
+    chart = _chart("Top-1 on corrupted images", drawing, "chart alone")
+    return _section(
+        "On corrupted images", _note(words.CORRUPTIONS), tables_corruptions.corruptions(document), chart, key
+    )
+
+
 def _roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
     drawing = plots_roofline.roofline(document, labels)
     key = keys.cell_key(plots_roofline.shown(document), labels)
@@ -338,7 +350,7 @@ def _body(document: dict[str, Any]) -> Markup:
         _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
         _section("Accuracy in detail", tables.accuracy_detail(document), _reliability(document, labels)),
         _classes(document),
-        _listed(document, "corruptions", "On corrupted images", words.CORRUPTIONS, tables_corruptions.corruptions),
+        _corruptions(document, labels),
         _roofline(document, labels),
         _section("Artifacts", tables.artifacts(document)),
         _environment(document),

@@ -225,11 +225,11 @@ def artifacts(document: dict[str, Any]) -> Markup:
 
 def ladder(document: dict[str, Any]) -> Markup:
     """One row a file that the ladder tried: what it cost and gained."""
-    heads = ("rung", "how the file was made", "top-1 on select", "agrees with float", "bytes", "time", "")
+    heads = ("rung", "how the file was made", "top-1 on select", "agrees with float", "bytes", "time", "verdict")
     rows, rung = [], ""
     for row in document["derived"]["ladder"]:
         tried = row["word"] != "left out"
-        name = element("th", row["rung"] if row["rung"] != rung else "", scope="row")
+        name = element("th", row["rung"], scope="row") if row["rung"] != rung else element("td", "")
         rung = row["rung"]
         rows.append(
             element(
@@ -249,7 +249,7 @@ def ladder(document: dict[str, Any]) -> Markup:
 
 def elsewhere(document: dict[str, Any]) -> Markup:
     """One row a file and kind of CPU: what it costs there, and how that is known."""
-    heads = ("file", "where", "how it is known", "images", "top-1 against its float file", "")
+    heads = ("file", "where", "how it is known", "images", "top-1 against its float file", "why")
     rows = []
     for row in document["derived"]["elsewhere"]:
         cost = row["cost_fraction"]
@@ -340,7 +340,9 @@ def paced(document: dict[str, Any]) -> Markup:
 
 def choice(document: dict[str, Any]) -> Markup:
     """One row a candidate: what it costs, what a trial said of it, and why it was taken or not."""
-    heads = ("candidate", "parameters", "MACs per image", "bytes", "latency, median (95 %)", "top-1 on select", "")
+    heads = (
+        "candidate", "parameters", "MACs per image", "bytes", "latency, median (95 %)", "top-1 on select", "decision"
+    )  # fmt: skip
     rows = []
     for row in document["derived"]["choice"]:
         name = element("th", row["label"], scope="row")

@@ -17,7 +17,7 @@ def note(document: dict[str, Any]) -> str:
 
 def converted(document: dict[str, Any]) -> Markup:
     """One row a stage and runtime: what was made for it, and how it compares with the ONNX file."""
-    heads = ("stage, runtime", "", "bytes", "same answers", "largest difference", "top-1", "")
+    heads = ("stage, runtime", "verdict", "bytes", "same answers", "largest difference", "top-1", "notes")
     rows = []
     for row in document["derived"]["converted"]:
         compared = row["agreement_fraction"]["value"] is not None

@@ -93,7 +93,7 @@ PACED = (
 CORRUPTIONS = (
     "Top-1 on the report images made worse on purpose: the mean of three severities of each kind, and with it the "
     "mild, the middle and the strong one. All: the change of the file's own top-1 by the mean corruption; and last, "
-    "how that differs from the teacher's change on the same images."
+    "how that differs from the teacher's change on the same images. In the plot a line spans a kind's severities."
 )
 GLOSSARY = {
     "top-1": "Share of the images whose most probable class is the right one. Points are percentage points of it.",
