@@ -4,7 +4,7 @@ Each network is distilled from resnet56 on CIFAR-10 images for a few epochs, qua
 every runtime, compared with the ONNX file, asked about all test images, and timed beside the teacher in the same
 runtime, all by the steps of `compress run`. A script that was stopped goes on: finished steps come from the store,
 finished networks from the record, unless they are wanted `--again`; each has the machine that it was measured on.
-RUNTIMES.md is made from the record by `runtimes.py --page`.
+RUNTIMES.md, and the README's table, are made from the record by `runtimes.py --page`.
 """
 
 import argparse
@@ -39,13 +39,15 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 RUNTIMES = ("ort_cpu", "openvino", "litert", "executorch", "ncnn", "mnn", "ort_web")
 PAGE = Path(__file__).with_name("RUNTIMES.md")
+README = PAGE.parents[1] / "README.md"
+BEGIN, END = "<!-- made by benchmarks/runtimes.py --page -->\n", "<!-- end -->"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help="networks [all that are listed]")
     parser.add_argument("--again", action="store_true", help="those networks too that the record has")
-    parser.add_argument("--page", action="store_true", help="only write RUNTIMES.md, from the record")
+    parser.add_argument("--page", action="store_true", help="only write the tables, from the record")
     parser.add_argument("--data", default="", help="folder of CIFAR-10's images")
     parser.add_argument("--teacher-checkpoint", default="", help="weights of the resnet56 teacher")
     parser.add_argument("--images", type=int, default=4000, help="train images, even over the classes")
@@ -137,6 +139,45 @@ def _times(ratio: dict[str, Any]) -> str:
     return f"{ratio['value']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
+def short_table(rows: list[dict[str, Any]]) -> list[str]:
+    """A row a network: top-1 of its float and its int8 file in ONNX Runtime, then in each runtime float's median of one
+    image on one thread, and how many times faster int8 is there; none: no int8 file was accepted.
+    """
+    names = [name for name in RUNTIMES if any(cell["runtime"] == name for row in rows for cell in row["cells"])]
+    lines = [
+        f"| network | top-1 %: float, int8 | {' | '.join(f'`{name}`' for name in names)} |",
+        "| --- | --- |" + " --- |" * len(names),
+    ]
+    for row in rows:
+        top1 = {e["stage"]: e["top1_fraction"]["value"] for e in row["accuracy"] if e["runtime"] == "ort_cpu"}
+        gains = (each["gain"]["parent"] for each in row["converted"] if each["stage"] == "int8" and "gain" in each)
+        made_of = next(filter(None, gains), "distilled")
+        medians = {
+            (cell["stage"], cell["runtime"]): cell["latency_ns"]["value"]
+            for cell in row["cells"]
+            if cell["threads"] == 1
+        }
+        timed = [_float_and_gain(medians.get((made_of, name)), medians.get(("int8", name))) for name in names]
+        accuracies = f"{100 * top1[made_of]:.1f}, {100 * top1['int8']:.1f}"
+        lines.append(f"| `{row['network']}` | {accuracies} | {' | '.join(timed)} |")
+    return lines
+
+
+def _float_and_gain(of_float: float | None, of_int8: float | None) -> str:
+    if not of_float:
+        return ""
+    return f"{of_float / 1e6:.2f} ms, " + (f"{of_float / of_int8:.2f}x" if of_int8 else "none")
+
+
+def into_readme(rows: list[dict[str, Any]]) -> str:
+    """The README with the short table in its place. ValueError where it has no such place."""
+    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{README} has no {BEGIN.strip()} with {END} behind it")
+    return before + begin + "\n".join(short_table(rows)) + "\n" + end + after
+
+
 def refused(rows: list[dict[str, Any]]) -> list[str]:
     """What a runtime was not offered, in words."""
     return [
@@ -168,7 +209,9 @@ def page(found: dict[str, Any]) -> str:
 def main() -> int:
     options = arguments()
     if options.page:
-        write_atomic(PAGE, page(read_json(options.record)).encode())
+        found = read_json(options.record)
+        write_atomic(PAGE, page(found).encode())
+        write_atomic(README, into_readme(found["rows"]).encode())
         return record.CLAIM_HOLDS
     store = Store.default()
     for name in options.networks:

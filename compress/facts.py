@@ -28,6 +28,16 @@ def _tail(samples: np.ndarray) -> list[int]:
     return [int(q) for q in np.quantile(samples, np.linspace(0.99, 1, 21))]
 
 
+def _outliers(samples: np.ndarray) -> dict[str, int]:
+    """Queries beyond Tukey's fences, 1.5 and 3 times the quartiles' distance outside of them: `mild` ones lie between
+    the two. They are counted, never left out.
+    """
+    low, high = np.quantile(samples, [0.25, 0.75])
+    beyond = np.maximum(low - samples, samples - high)
+    severe = int((beyond > 3 * (high - low)).sum())
+    return {"mild": int((beyond > 1.5 * (high - low)).sum()) - severe, "severe": severe}
+
+
 def _paced(samples: np.ndarray, scenario: Scenario) -> dict[str, Any]:
     """Queries that came at a rate: latencies from their scheduled moments, and those that were late."""
     late = samples > scenario.deadline_ns
@@ -49,7 +59,7 @@ def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario
             samples = np.asarray(visit["samples_ns"])
             kept |= {
                 "n": len(samples), "median_ns": float(np.median(samples)), "quantiles_ns": _quantiles(samples),
-                "tail_ns": _tail(samples),
+                "tail_ns": _tail(samples), "outliers": _outliers(samples),
             }  # fmt: skip
         if "paced_samples_ns" in visit:
             kept["paced"] = _paced(np.asarray(visit["paced_samples_ns"]), scenario)

@@ -8,10 +8,9 @@ from compress import stats
 from compress.errors import InputRejected, UsageError
 from compress.report import format as fmt
 from compress.report.compared import compare_reports
-from compress.report.estimates import measured, missing
+from compress.report.estimates import missing
 from compress.report.markdown import escaped
 from compress.report.markup import clean
-from compress.report.rows_cells import percentile_interval
 from compress.report.rows_limits import latency_gate, side, size_gate
 
 Gate = dict[str, str]
@@ -135,10 +134,7 @@ def _agreed(document: dict[str, Any], gate: Gate) -> Gate:
 
 
 def _tail_gate(document: dict[str, Any], cell: dict[str, Any], limit: float) -> Gate:
-    measurement = next(m for m in document["measurements"] if m["cell"] == cell["cell"])
     estimate = cell["percentiles_ns"]["p99"]
-    if estimate["value"] is not None:
-        estimate = measured(estimate["value"], *percentile_interval(measurement, 99, document["run"]["seed"]))
     row = {"name": "max_p99", "limit": f"at most {fmt.latency(limit)} by the upper end of the interval"}
     if estimate["value"] is None:
         return {**row, "value": fmt.absent(estimate["reason"]), "status": "inconclusive"}

@@ -23,10 +23,13 @@ BESIDE = ("onnx>=1.21",)
 # torch with its libraries, unpacked
 NEEDED_BYTES = 9_000_000_000
 TIMEOUT_S = 3600.0
-_INSTALLED = """import importlib.metadata as m, json
+_INSTALLED = """import importlib.metadata as m, json, pathlib, sys
 import ai_edge_litert.interpreter, litert_torch, onnx
-print(json.dumps({name: m.version(name) for name in ("litert-torch", "ai-edge-litert", "torch", "onnx")}))
+found = {name: m.version(name) for name in ("litert-torch", "ai-edge-litert", "torch", "onnx")}
+pathlib.Path(sys.argv[1]).write_text(json.dumps(found, indent=1, sort_keys=True) + "\\n")
 """
+_INDEX_HINT = "is the Python index in reach, and is there a litert-torch for this Python and machine?"
+_VENV_HINT = "Debian and Ubuntu have it in a package of its own: apt install python3-venv"
 
 
 def default_folder() -> Path:
@@ -41,9 +44,14 @@ def python(kit: Path) -> Path:
 
 
 def packages(kit: Path) -> dict[str, str]:
-    """Package → version of what converts in the kit; empty where there is no kit."""
+    """Package → version of what converts in the kit; empty where there is no kit whose interpreter is still there."""
     path = kit / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not (path.is_file() and python(kit).exists()):
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError:  # damaged: as good as none
+        return {}
 
 
 def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
@@ -70,33 +78,30 @@ def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
             kit, work = Path(scratch, "kit"), Path(scratch, "work")
             work.mkdir()
             tell("a virtual environment")
-            _step([sys.executable, "-m", "venv", str(kit)], work)
+            _step([sys.executable, "-m", "venv", str(kit)], work, _VENV_HINT)
             tell(f"{litert.CONVERTS_WITH} and what it needs: a few gigabytes because of torch")
             pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
-            _step([str(python(kit)), *pip, litert.CONVERTS_WITH, *BESIDE], work)
+            _step([str(python(kit)), *pip, litert.CONVERTS_WITH, *BESIDE], work, _INDEX_HINT)
             tell("importing it")
-            said = _step([str(python(kit)), "-I", "-c", _INSTALLED], work).strip().splitlines()[-1]
-            (kit / MANIFEST).write_text(json.dumps(json.loads(said), indent=1, sort_keys=True) + "\n")
+            _step([str(python(kit)), "-I", "-c", _INSTALLED, str(kit / MANIFEST)], work, _INDEX_HINT)
             # it may move: only its interpreter is started, never a script that names its old place
             kit.rename(folder)
     except OSError as error:
         raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE") from error
 
 
-def _step(command: list[str], work: Path) -> str:
-    """What the command wrote. Raises CompressError with its last lines."""
+def _step(command: list[str], work: Path, hint: str) -> None:
+    """Runs the command. Raises CompressError with its last lines."""
     log = work / "log.txt"
     told = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     status = debian.supervise(command, work, told, TIMEOUT_S, log)
-    text = log.read_text(errors="replace")
     if status is None:
-        raise CompressError(f"making the LiteRT kit: not done within {TIMEOUT_S:g} s; stopped", code="E-PIP")
-    if status:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
         raise CompressError(
-            f"making the LiteRT kit: {'; '.join(errors[-2:])[:600] or f'exit status {status}'}",
-            code="E-PIP",
-            hint="is the Python index in reach, and is there a litert-torch for this Python and machine?",
+            f"making the LiteRT kit: not done within {TIMEOUT_S:g} s; stopped", code="E-PIP", hint=_INDEX_HINT
         )
-    return text
+    if status:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith(("ERROR:", "Error:"))] or lines[-2:]
+        raise CompressError(
+            f"making the LiteRT kit: {'; '.join(errors[-2:])[:600] or f'exit status {status}'}", code="E-PIP", hint=hint
+        )

@@ -106,6 +106,7 @@ def _accuracy(
         evaluate.refuse_nan(base, f"{teacher[0].stage} in {teacher[1]}")
         row |= evaluate.counts(logits, job.splits.report.labels, base)
         row["teacher_only"] = row.pop("baseline_only")
+        row["divergence_nats"] = evaluate.divergence_nats(logits, base)
         row["classes"] = evaluate.class_counts(logits, job.splits.report.labels, base)
         row["confidence"] = evaluate.confidence(logits, job.splits.report.labels)
         if runtime == "ort_cpu":  # by then its answers on select are known

@@ -410,7 +410,7 @@ def e_npm(place: Place) -> None:
 
 def e_pip(place: Place) -> None:
     fails = "print('ERROR: no matching distribution'); raise SystemExit(1)"
-    litert_kit._step([sys.executable, "-c", fails], place.folder)
+    litert_kit._step([sys.executable, "-c", fails], place.folder, "is the Python index in reach?")
 
 
 def e_debian(place: Place) -> None:

@@ -260,7 +260,8 @@ def test_doctor_and_store_speak_of_this_machine(compress, monkeypatch):
     rows = {row["name"]: row for row in found["runtimes"]}
     assert list(rows) == list(catalog.names("runtimes"))  # each was asked in a process of its own
     assert rows["ort_cpu"]["precisions"] and not rows["ort_cpu"]["unavailable"]
-    monkeypatch.setattr("compress.cli.doctor._runtime", lambda name, store, probe: rows[name])
+    monkeypatch.setattr("compress.cli.doctor._runtime", lambda name, *given: rows[name])
+    monkeypatch.setattr("compress.bench.runtime_state", lambda name: {})
     done = compress("doctor")
     assert "threads" in done.stdout
     said = dict(line.split(None, 1) for line in done.stdout.splitlines() if line[:1].strip())

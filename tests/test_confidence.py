@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
 from test_report import make_facts
 
 from compress import evaluate, report
@@ -51,6 +53,18 @@ def test_losses_are_those_of_the_definitions() -> None:
     found = evaluate.confidence(logits, labels)
     assert found["nll_nats"] == pytest.approx(-np.log(p[np.arange(50), labels]).mean())
     assert found["brier"] == pytest.approx(((p - np.eye(4)[labels]) ** 2).sum(1).mean())
+
+
+def test_the_divergence_is_that_of_scipy() -> None:
+    (logits, _), (teacher, _) = answers(200, seed=1), answers(200, seed=2)
+    each = entropy(softmax(teacher, axis=1), softmax(logits, axis=1), axis=1)
+    found = evaluate.divergence_nats(logits, teacher)
+    assert found["mean"] == pytest.approx(each.mean(), rel=1e-5)
+    assert found["p95"] == pytest.approx(np.quantile(each, 0.95), rel=1e-5)
+    assert evaluate.divergence_nats(teacher, teacher) == {"mean": 0.0, "p95": 0.0}
+    # log-probabilities of an ensemble: what it gives no probability adds nothing
+    certain = np.where(np.arange(10) == 0, 0.0, -np.inf)[None].repeat(3, 0)
+    assert evaluate.divergence_nats(np.zeros((3, 10)), certain)["mean"] == pytest.approx(np.log(10))
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])

@@ -1,5 +1,6 @@
 """Conversion: converters that misbehave, and the gate that every file has to pass."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compress import conversion
+from compress import catalog, conversion
 from compress.errors import Unmeasurable
 from compress.store import Store, file_digest
 from compress.types import Artifact
@@ -15,6 +16,7 @@ from compress.types import Artifact
 ADAPTER = '''"""A runtime of the tests: its converter does what the test says."""
 
 import os, shutil, signal, subprocess, sys, time
+import dataclasses
 from pathlib import Path
 
 REQUIRES = "none>=1"
@@ -111,6 +113,20 @@ def test_a_converter_that_misbehaves_is_a_reason(store, artifact, tmp_path, monk
     assert artifact.path.read_bytes() == before
     assert not any((store.root / "scratch").iterdir()), "nothing half-made is left"
     assert not list((store.root / "steps").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(("name", "said"), [("ncnn", "ncnn has no layer Hardmax"), ("mnn", "MNN has no ONNX::Hardmax")])
+def test_an_operator_that_a_runtime_lacks_is_named(store, artifact, tmp_path, name, said):
+    if reason := catalog.load("runtimes", name).module.unavailable():
+        pytest.skip(reason)
+    model = onnx.load(artifact.path)
+    model.graph.node.append(helper.make_node("Hardmax", [model.graph.output[0].name], ["one_of"]))
+    model.graph.output[0].name = "one_of"
+    onnx.save(model, tmp_path / "hard.onnx")
+    digest = file_digest(tmp_path / "hard.onnx")
+    hard = dataclasses.replace(artifact, path=tmp_path / "hard.onnx", digest=digest)
+    with pytest.raises(Unmeasurable, match=said):
+        conversion.converted(store, hard, name)
 
 
 def test_a_conversion_that_was_killed_is_made_again(store, artifact, tmp_path):

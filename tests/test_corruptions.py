@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from compress import corruptions, robustness
 from compress.cli.main import compress as group
+from compress.report import plots_corruptions
+from compress.report.labels import Labels
 
 RUN = Path(__file__).parents[1] / "models" / "digits-mobilenet"
 
@@ -93,3 +96,19 @@ def test_the_command_counts_them(tmp_path, monkeypatch):
     first, second = (row["corruptions"] for row in rows)
     assert first["extra_points"] == 0 and first["lost_points"] > 0 and set(second["kinds"]) == set(corruptions.KINDS)
     assert second["low"] <= second["extra_points"] <= second["high"]
+
+
+def test_the_plot_has_each_mark_where_it_belongs():
+    """One file, one kind: 90 % as the images are, 60, 50 and 40 % of the corrupted ones."""
+    severities = [{"value": share} for share in (0.6, 0.5, 0.4)]
+    row = {"stage": "teacher", "kinds": {"blur": {"mean": {"value": 0.5}, "severities": severities}}}
+    row |= {"change_fraction": {"value": -0.4}, "against_teacher_fraction": {"value": None}}
+    row["change_fraction"] |= {"low": None, "high": None, "reason": ""}
+    labels = Labels(stages=("teacher",), runtimes=("ort_cpu",), many_threads=False, many_batches=False)
+    drawn = str(plots_corruptions.corruptions({"derived": {"corruptions": [row]}}, labels))
+    clean, mean = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn))
+    ends = [float(x) for pair in re.findall(r'x1="([\d.]+)"[^>]*x2="([\d.]+)"[^>]*whisker', drawn) for x in pair]
+    assert ends[0] < mean < ends[1] < clean
+    # equal points are equal lengths: the mean lies amid its span, and 40 points below the first row
+    assert mean - ends[0] == pytest.approx(ends[1] - mean, abs=0.2)
+    assert clean - mean == pytest.approx(4 * (mean - ends[0]), abs=0.5)

@@ -48,8 +48,7 @@ def test_a_kit_has_the_converter_with_the_torch_that_it_wants(index, tmp_path, m
         "litert-torch": "0.12.0", "torch": "2.14.9", "ai-edge-litert": "2.4.0", "onnx": "1.22.0",
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    # found where the converter is not installed, and doctor says so instead of naming the pip line
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    # found from now on, and doctor says so instead of naming the pip line
     assert litert.kit() == tmp_path / "kit"
     assert doctor.notes(litert, "2.3.0") == [f"converts in the environment {tmp_path / 'kit'}"]
     with pytest.raises(CompressError, match="exists already"):
@@ -69,5 +68,32 @@ def test_too_little_room_is_said_before_anything_is_fetched(tmp_path, monkeypatc
         litert_kit.build(tmp_path / "kit")
 
 
-def test_without_a_kit_the_message_names_both_ways():
-    assert "pip install" not in litert.CONVERTER_NOTE and "compress kit litert" in litert.CONVERTER_NOTE
+def test_a_kit_that_is_no_more_is_none(tmp_path):
+    """Its base Python was removed, or the file is damaged: as if there were none."""
+    (tmp_path / "kit.json").write_text('{"litert-torch": "1"}')
+    assert litert_kit.packages(tmp_path) == {}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/nowhere/python3")
+    assert litert_kit.packages(tmp_path) == {}
+    (tmp_path / "bin" / "python").unlink()
+    (tmp_path / "bin" / "python").touch()
+    assert litert_kit.packages(tmp_path) == {"litert-torch": "1"}
+    (tmp_path / "kit.json").write_text("{")
+    assert litert_kit.packages(tmp_path) == {}
+
+
+def test_a_python_without_venv_says_how_to_have_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(litert_kit, "NEEDED_BYTES", 10**8)
+    monkeypatch.setattr(litert_kit.sys, "executable", "/bin/false")
+    with pytest.raises(CompressError, match="exit status 1") as caught:
+        litert_kit.build(tmp_path / "kit", tell=lambda text: None)
+    assert "apt install python3-venv" in caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_without_a_kit_both_ways_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_LITERT_KIT", str(tmp_path / "none"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (said,) = doctor.notes(litert, "2.3.0")
+    assert "pip install 'litert-torch" in said and "compress kit litert" in said
+    with pytest.raises(RuntimeError, match="compress kit litert"):
+        litert.convert(tmp_path / "a.onnx", tmp_path, "float32")

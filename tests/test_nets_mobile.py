@@ -223,7 +223,7 @@ def test_resnet8_is_the_reference_layer_by_layer() -> None:
     ("spec", "pruned"),
     [
         # several branches; one of each; squeeze-excite beside them
-        ("mobileone_s0:width=0.25", True), ("mobileone_s1:width=0.25", False), ("mobileone_s1:width=0.25", True),
+        ("mobileone_s0:width=0.25,branches=2", True), ("mobileone_s1:width=0.25", False),
         ("mobileone_s4:width=0.25", False),
     ],
 )  # fmt: skip
@@ -364,7 +364,7 @@ LEARNERS = [
     "mobilenet_v1:width=0.25",
     "shufflenet_v1:width=0.25",
     "squeezenet:width=0.5",
-    "mobileone_s1:width=0.25,branches=2",
+    "mobileone_s0:width=0.25,branches=2",
 ]
 LEARNERS += ["resnext:depth=11,cardinality=4", "ds_cnn", "resnet8"]
 

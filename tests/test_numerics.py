@@ -35,6 +35,17 @@ def test_weights_are_counted(tmp_path):
     a_file(tmp_path / "a.onnx", weights)
     found = numerics.convert(tmp_path / "a.onnx", tmp_path, "float32")
     assert found == {"weights": 52, "subnormal": 3, "not_finite": 2}
+    model = onnx.load(
+        tmp_path / "a.onnx"
+    )  # sizes of levels and divisors are no weights; of halves what is no number is
+    model.graph.node.append(helper.make_node("Div", ["logits", "scale"], ["scaled"]))
+    halves = np.array([1e-7, np.inf], np.float16)
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(1e-40), "scale"), numpy_helper.from_array(halves, "halves")]
+    )
+    onnx.save(model, tmp_path / "b.onnx")
+    more = numerics.convert(tmp_path / "b.onnx", tmp_path, "float32")
+    assert more == {"weights": 54, "subnormal": 3, "not_finite": 3}
     said = numerics.sentences("a.onnx", found)
     assert "3 of 52 weights are subnormal" in said[0] and "2 of 52 weights are NaN" in said[1]
     assert numerics.sentences("a.onnx", found | {"subnormal": 0, "not_finite": 0}) == []

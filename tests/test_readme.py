@@ -1,5 +1,6 @@
 """The README's commands and claims are run: it is the product's face."""
 
+import json
 import re
 import shlex
 import sys
@@ -139,3 +140,13 @@ def test_supported_names_are_those_of_the_catalogue():
     for kind in ("methods", "runtimes", "quantizers", "pruners"):
         for name in catalog.names(kind):
             assert f"`{name}`" in README, f"{kind} `{name}` is not in the README's table"
+
+
+def test_the_table_of_runtimes_is_that_of_the_record(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import runtimes
+
+    found = json.loads((ROOT / "benchmarks" / "records" / "runtimes.json").read_text())
+    assert runtimes.into_readme(found["rows"]) == README
+    assert runtimes.page(found) == (ROOT / "benchmarks" / "RUNTIMES.md").read_text()
+    assert len(runtimes.short_table(found["rows"])) == 2 + len(found["rows"])

@@ -388,6 +388,65 @@ def test_the_sections_come_in_the_order_of_what_is_asked_first(facts):
     assert [title for title in titles if title in wanted] == wanted
 
 
+def test_uneven_latencies_are_told_and_nothing_is_left_out(facts):
+    measurement = Measurement(
+        cell="int8/ort_cpu/1", artifact="int8", artifact_digest="", runtime="ort_cpu", runtime_version="", threads=1,
+        batch=1, failure="",
+        visits=({"round": 0, "samples_ns": [100, 101, 102, 103, 104, 105, 106, 107, 118, 400], "effective": {}},),
+    )  # fmt: skip
+    (visit,) = facts_of.measurement_facts(measurement, "")["visits"]
+    # the quartiles are 102.25 and 106.75: the fences lie at 113.5 and 120.25
+    assert visit["outliers"] == {"mild": 1, "severe": 1} and visit["n"] == 10
+    for row in facts["measurements"]:
+        for given in row["visits"]:
+            given["outliers"] = {"mild": 3, "severe": 1}
+    document = report.document_of(facts)
+    cell = next(c for c in document["derived"]["cells"] if c["cell"] == "int8/ort_cpu/1")
+    assert cell["outliers_fraction"]["value"] == pytest.approx(4 / QUERIES)
+    assert cell["severe_outliers_fraction"]["value"] == pytest.approx(1 / QUERIES)
+    ratio = cell["percentiles_ns"]["p99"]["value"] / cell["latency_ns"]["value"]
+    assert cell["jitter"]["value"] == pytest.approx(ratio)
+    page = html.render(document)
+    assert "outliers 3.3 %, far 0.8 %" in page and f"{fmt.ratio(ratio)} the median" in page
+
+
+def test_how_far_the_probabilities_lie_from_the_teachers(facts):
+    for row in facts["accuracy"]:
+        if not row["failure"]:
+            row["divergence_nats"] = {"mean": 0.0214, "p95": math.inf}
+    document = report.document_of(facts)
+    said = "KL from the teacher 0.021 nats, 95 % of the images below endless"
+    judged = [r for r in document["derived"]["accuracy"] if not r["is_teacher"] and not r["failure"]]
+    for text in (html.render(document), markdown.render(document)):
+        assert text.count(said) == len(judged) > 0
+
+
+def test_settings_that_were_in_effect_are_shown_and_a_change_of_them_is_told(facts):
+    effective = {"providers": ["CPU<b>"], "spinning": True, "by_precision": {"f32": 3}, "fixed_batch": 1, "nodes": []}
+    for measurement in facts["measurements"]:
+        for visit in measurement["visits"] if measurement["runtime"] == "ort_cpu" else []:
+            visit["effective"] = effective
+    words = "providers CPU<b>; spinning on; by precision 3 f32; batches of 1 only"
+    document = report.document_of(facts)
+    ort, native = document["derived"]["settings"]
+    assert ort == {
+        "runtime": "ort_cpu", "threads": 1, "stages": ["teacher", "distilled", "pruned", "int8"], "settings": words,
+    }  # fmt: skip
+    assert native["runtime"] == "torch_eager" and native["settings"] == "threads 1"
+    shown = stdlib_html.unescape(html.render(document))
+    assert words in shown and "Settings in effect" in shown and "spinning on" in markdown.render(document)
+    first = next(m for m in facts["measurements"] if m["stage"] == "int8" and m["runtime"] == "ort_cpu")
+    # where the nodes run is looked at once, and how long a page took to start is no setting
+    first["visits"][0]["effective"] = effective | {"nodes": [{"provider": "CPU", "count": 3}], "create_ms": 12.5}
+    assert report.document_of(facts)["derived"]["settings"] == [ort, native]
+    first["visits"][3]["effective"] = effective | {"spinning": False}
+    found = report.document_of(facts)["derived"]
+    other = words.replace("spinning on", "spinning off")
+    warned = [text for text in found["warnings"] if "settings" in text]
+    assert warned == [f"int8/ort_cpu/1: its settings were not the same in every round: {words} | {other}"]
+    assert [row["stages"] for row in found["settings"] if row["settings"] == other] == [["int8"]]
+
+
 def test_int8_is_compared_with_its_float_file_in_each_runtime(facts):
     facts["converted"] = [
         {
@@ -500,6 +559,26 @@ def test_the_slowest_in_a_thousand_have_quantiles_of_their_own():
     assert found == pytest.approx(np.quantile(np.concatenate(samples), 0.999), rel=0.05)
     coarse = [{k: v for k, v in visit.items() if k != "tail_ns"} for visit in visits]
     assert rows_cells.percentile_of(coarse, 99.9)["value"] is None
+
+
+def test_tails_have_intervals_over_rounds(facts):
+    visits = next(m for m in facts["measurements"] if m["cell"] == "int8/ort_cpu/1")["visits"]
+    picked = np.random.default_rng(5).multinomial(ROUNDS, np.full(ROUNDS, 1 / ROUNDS), rows_cells.RESAMPLES)
+    repeated = [[v for v, times in zip(visits, row, strict=True) for _ in range(times)] for row in picked[:300]]
+    one_by_one = [rows_cells.pooled_quantiles(some, np.array([0.9, 0.99])) for some in repeated]
+    expected = np.quantile(one_by_one, [0.025, 0.975], axis=0).T
+    found = rows_cells.percentile_intervals(visits, (90, 99), seed=5)
+    assert found.shape == (2, 2) and np.allclose(found, expected, rtol=3e-3)
+    flat = [{**visit, "quantiles_ns": [7] * 101} for visit in visits]  # a clock too coarse
+    assert rows_cells.percentile_intervals(flat, (90, 99), seed=5).tolist() == [[7, 7], [7, 7]]
+    # a round of many slow queries weighs more: with it in nearly every resample, the upper end is its own
+    slow = [{**visits[0], "n": 9000, "quantiles_ns": [2 * q for q in visits[0]["quantiles_ns"]]}, *visits[1:]]
+    (_, high), (_, usual) = rows_cells.percentile_intervals(slow, (90,), 5)[0], found[0]
+    assert high > 1.9 * usual
+    document = report.document_of(facts)
+    tail = _by_cell(document, "int8/ort_cpu/1")["percentiles_ns"]["p99"]
+    assert tail["low"] < tail["value"] < tail["high"] < 1.02 * tail["value"]
+    assert fmt.latency_interval(tail) in html.render(document)
 
 
 def test_pooled_quantiles_are_those_of_all_queries_together():

@@ -25,8 +25,9 @@ def command(probe: bool, as_json: bool) -> None:
     """
     import json
     import sys
+    from concurrent.futures import ThreadPoolExecutor
 
-    from compress import catalog, environment
+    from compress import bench, catalog, environment
     from compress.store import Store
 
     store, env = Store.default(), environment.capture()
@@ -35,12 +36,15 @@ def command(probe: bool, as_json: bool) -> None:
     if not as_json:
         for sentence in [*_of_machine(machine), *(f"bad        {sentence}" for sentence in bad)]:
             click.echo(sentence)
-    runtimes, width = [], max(map(len, catalog.names("runtimes"))) + 2
-    for name in catalog.names("runtimes"):
-        runtimes.append(_runtime(name, store, probe))
-        if not as_json:
-            for sentence in _of_runtime(runtimes[-1], width):
-                click.echo(sentence)
+    names = catalog.names("runtimes")
+    runtimes, width = [], max(map(len, names)) + 2
+    # each is asked in a process of its own, which spends seconds on imports
+    with ThreadPoolExecutor(machine["threads"]) as pool:
+        for name, state in zip(names, pool.map(bench.runtime_state, names), strict=True):
+            runtimes.append(_runtime(name, state, store, probe))
+            if not as_json:
+                for sentence in _of_runtime(runtimes[-1], width):
+                    click.echo(sentence)
     if as_json:
         click.echo(json.dumps({"machine": machine, "known_bad": bad, "runtimes": runtimes}, indent=1))
     run = ("compress", "run", "--student", "mobilenet", "--kd", "fitnet")
@@ -79,11 +83,11 @@ def _of_machine(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _runtime(name: str, store: "Store", probe: bool) -> dict[str, Any]:
+def _runtime(name: str, state: dict[str, Any], store: "Store", probe: bool) -> dict[str, Any]:
     """`unavailable` (the reason, or ""), version, precisions, notes; probed, the settings in effect or the error."""
-    from compress import bench, catalog
+    from compress import catalog
 
-    state, module = bench.runtime_state(name), catalog.load("runtimes", name).module
+    module = catalog.load("runtimes", name).module
     row = {"name": name, "unavailable": state["unavailable"], "version": state["version"]}
     if state["unavailable"]:
         return row

@@ -16,12 +16,13 @@ def command(kind: str, folder: Path | None, mirror: str) -> None:
     """Make a folder of what cannot be installed beside this package.
 
     \b
-    arm64  qemu, a small Debian and the runtimes' aarch64 wheels, of the versions
-           installed here; 182 MB. Needs x86-64 Linux, apt-get and pip, no root.
-    web    ONNX Runtime Web for a browser or Node; 14 MB. Needs npm.
-    litert an environment of its own for LiteRT's converter, with the torch
-           that it wants; a few gigabytes. Not needed where pip install
-           'compress-to-onnx[litert-convert]' left your torch as it was.
+    arm64   qemu, a small Debian and the runtimes' aarch64 wheels, of the versions
+            installed here; 182 MB. Needs x86-64 Linux, apt-get and pip, no root.
+    web     ONNX Runtime Web for a browser or Node; 14 MB. Needs npm.
+    litert  an environment of its own for LiteRT's converter, with the torch
+            that it wants; a few gigabytes. Where it is made, it converts. Not
+            needed where pip install 'compress-to-onnx[litert-convert]' left
+            your torch as it was.
 
     Without FOLDER it goes where it is looked for: $COMPRESS_ARM64_KIT, $COMPRESS_WEB_KIT, $COMPRESS_LITERT_KIT, or the
     store.

@@ -225,6 +225,12 @@ def flips_words(flips: dict[str, int]) -> str:
     return "flips: " + ", ".join(f"{count(flips[key])} {words}" for key, words in parts)
 
 
+def divergence_words(found: dict[str, float | None]) -> str:
+    """`KL from the teacher 0.021 nats, 95 % of the images below 0.11`; endless where a class has probability 0."""
+    mean, most = ("endless" if found[key] is None else f"{found[key]:.2g}" for key in ("mean", "p95"))
+    return f"KL from the teacher {mean} nats, 95 % of the images below {most}"
+
+
 def classes_words(found: dict[str, Any]) -> str:
     """What the worst class lost, beside what chance makes of the worst of so many."""
     rows = found["rows"]

@@ -201,6 +201,13 @@ def _ladder(document: dict[str, Any]) -> Markup | None:
     return _section("How int8 was repaired", _note(words.LADDER), tables.ladder(document), figure)
 
 
+def _latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
+    settings = document["derived"]["settings"]
+    shown = (element("h3", "Settings in effect"), tables.settings(document)) if settings else ()
+    detail = tables.latency_detail(document, labels)
+    return _section("Latency in detail", _note(fmt.timing_words(document)), detail, *shown)
+
+
 def _classes(document: dict[str, Any]) -> Markup | None:
     found = document["derived"]["classes"]
     if not found:
@@ -294,7 +301,12 @@ def _corruptions(document: dict[str, Any], labels: Labels) -> Markup | None:
     key = keys.line_key([(labels.colour(stage), stage) for stage in plots_corruptions.drawn(document)])
     chart = _chart("Top-1 on corrupted images", drawing, "chart alone")
     return _section(
-        "On corrupted images", _note(words.CORRUPTIONS), tables_corruptions.corruptions(document), chart, key
+        "On corrupted images",
+        _note(words.CORRUPTIONS),
+        tables_corruptions.corruptions(document),
+        _note(words.CORRUPTIONS_DRAWN),
+        chart,
+        key,
     )
 
 
@@ -347,7 +359,7 @@ def _body(document: dict[str, Any]) -> Markup:
         ),
         _choice(document),
         _tree(document),
-        _section("Latency in detail", _note(fmt.timing_words(document)), tables.latency_detail(document, labels)),
+        _latency_detail(document, labels),
         _section("Accuracy in detail", tables.accuracy_detail(document), _reliability(document, labels)),
         _classes(document),
         _corruptions(document, labels),

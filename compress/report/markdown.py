@@ -171,6 +171,7 @@ def _comparison_lines(document: dict[str, Any]) -> list[str]:
         if row["verdict"]:
             words = f"{row['stage']} on {row['runtime']}: {fmt.points_interval(row['difference_fraction'])} of top-1"
             flips = f"; {fmt.flips_words(row['flips'])}" if row["flips"] else ""
+            flips += f"; {fmt.divergence_words(row['divergence_nats'])}" if row["divergence_nats"] else ""
             lines.append(f"- {escaped(_with_verdict(words, row['verdict']) + flips)}")
     for row in derived["accuracy"]:
         if row["calibration_error"]["value"] is not None:
@@ -285,6 +286,10 @@ def render(document: dict[str, Any]) -> str:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
     parts += ["## Comparisons", "", *_comparison_lines(document), "", escaped(fmt.timing_words(document)), ""]
+    for row in document["derived"]["settings"]:
+        where = f"{row['runtime']}, {fmt.threads(row['threads'])}, {', '.join(row['stages'])}"
+        parts.append(f"- settings in effect in {escaped(where)}: {escaped(row['settings'])}")
+    parts.append("")
     if document["derived"]["classes"]:
         parts += ["## Class by class", "", escaped(fmt.classes_words(document["derived"]["classes"])), ""]
     if document["derived"]["paced"]:

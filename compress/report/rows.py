@@ -1,7 +1,8 @@
 """From raw facts to every number that a report shows. No other module derives one.
 
 The parts are in `rows_cells` (latency), `rows_validity`, `rows_accuracy`, `rows_stages`, `rows_limits`, `rows_ladder`,
-`rows_elsewhere`, `rows_corruptions`, `rows_paced`, `rows_sustained`, `rows_classes` and `rows_verdict`.
+`rows_elsewhere`, `rows_corruptions`, `rows_paced`, `rows_settings`, `rows_sustained`, `rows_classes` and
+`rows_verdict`.
 """
 
 from typing import Any
@@ -16,6 +17,8 @@ from compress.report.rows_elsewhere import elsewhere_rows
 from compress.report.rows_ladder import ladder_rows
 from compress.report.rows_limits import choice_rows
 from compress.report.rows_paced import paced_rows
+from compress.report.rows_settings import sentences as settings_sentences
+from compress.report.rows_settings import settings_rows
 from compress.report.rows_stages import size_ratio, stage_rows
 from compress.report.rows_sustained import sustained_rows
 from compress.report.rows_tree import tree_row
@@ -59,8 +62,8 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `converted`, `corruptions`, `paced`, `sustained`, `classes`, `verdict`, `warnings`, `timer_ns`, `teacher`,
-    `primary_cell`, `short_tier`.
+    `converted`, `corruptions`, `paced`, `settings`, `sustained`, `classes`, `verdict`, `warnings`, `timer_ns`,
+    `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
     """
@@ -86,9 +89,10 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "converted": converted_rows(facts),
         "corruptions": corruption_rows(facts, teacher),
         "paced": paced_rows(facts, cells),
+        "settings": settings_rows(facts),
         "sustained": sustained_rows(facts, cells),
         "classes": class_rows(facts, row),
         "verdict": verdict(facts, cells, cell, row, aa, size),
-        "warnings": sentences(cells),
+        "warnings": [*sentences(cells), *settings_sentences(facts)],
         "timer_ns": timer_ns(facts),
     }

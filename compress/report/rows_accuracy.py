@@ -26,7 +26,7 @@ def more_images(difference: Estimate, margin: float, n: int) -> int | None:
 
 
 def _against_teacher(row: dict[str, Any], is_teacher: bool, margin: float) -> dict[str, Any]:
-    nothing = {"mcnemar_p": None, "verdict": "", "more_images": None, "flips": None}
+    nothing = {"mcnemar_p": None, "verdict": "", "more_images": None, "flips": None, "divergence_nats": None}
     agree = row.get("agree")
     agreement = missing("agreement was not counted") if agree is None else measured(agree / row["n"])
     if is_teacher:
@@ -44,6 +44,7 @@ def _against_teacher(row: dict[str, Any], is_teacher: bool, margin: float) -> di
         "more_images": more_images(difference, margin, row["n"]) if verdict == "undecided" else None,
         "agreement_fraction": agreement,
         "flips": None if agree is None else _flips(row["n"], agree, lost, won),
+        "divergence_nats": row.get("divergence_nats"),
     }
 
 
@@ -69,7 +70,7 @@ def _row(row: dict[str, Any], teacher: str, margin: float) -> dict[str, Any]:
                 "scaled_error")  # fmt: skip
         empty = {
             "mcnemar_p": None, "verdict": "", "more_images": None, "flips": None, "n": 0, "correct": None,
-            "failure": reason, "temperature": None,
+            "failure": reason, "temperature": None, "divergence_nats": None,
         }  # fmt: skip
         return {**identity, **{key: missing(reason) for key in keys}, **empty}
     return {

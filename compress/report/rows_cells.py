@@ -10,6 +10,7 @@ from compress.report.rows_validity import flags
 
 PERCENTILES = (90, 95, 99, 99.9)
 NATIVE_RUNTIME = "torch_eager"
+RESAMPLES = 1000  # of rounds, for the interval of a percentile
 _ENOUGH = 1_000_000  # more queries than any percentile shown here needs
 
 
@@ -79,8 +80,15 @@ def _latency(measurement: dict[str, Any], seed: int) -> Estimate:
     return measured(stats.median(medians), *stats.bootstrap_median(medians, seed))
 
 
-def _percentiles(measurement: dict[str, Any]) -> dict[str, Estimate]:
-    return {f"p{percentile}": percentile_of(measurement["visits"], percentile) for percentile in PERCENTILES}
+def _percentiles(measurement: dict[str, Any], seed: int) -> dict[str, Estimate]:
+    found = {percentile: percentile_of(measurement["visits"], percentile) for percentile in PERCENTILES}
+    known = tuple(percentile for percentile, estimate in found.items() if estimate["value"] is not None)
+    if known and len(measurement["visits"]) > 1:
+        intervals = percentile_intervals(measurement["visits"], known, seed)
+        for percentile, (low, high) in zip(known, intervals, strict=True):
+            value = found[percentile]["value"]
+            found[percentile] = measured(value, min(value, float(low)), max(value, float(high)))
+    return {f"p{percentile}": estimate for percentile, estimate in found.items()}
 
 
 def percentile_of(visits: list[dict[str, Any]], percentile: float) -> Estimate:
@@ -99,17 +107,27 @@ def _of_single_queries(visits: list[dict[str, Any]]) -> bool:
     return all(visit["quantiles_ns"] for visit in visits)
 
 
-def percentile_interval(
-    measurement: dict[str, Any], percentile: int, seed: int, resamples: int = 1000
-) -> tuple[float, float]:  # fmt: skip
-    """95 % interval (ns) of a pooled percentile, by resampling whole rounds: a neighbour's burst slows down all queries
-    of a round, so that single queries would promise too much.
+def percentile_intervals(visits: list[dict[str, Any]], percentiles: tuple[float, ...], seed: int) -> np.ndarray:
+    """95 % intervals (ns) `[percentiles, 2]` of pooled percentiles, by resampling whole rounds: a neighbour's burst
+    slows down all queries of a round, so that single queries would promise too much.
     """
-    visits, draw, fraction = measurement["visits"], np.random.default_rng(seed), np.array([percentile / 100])
-    picks = draw.integers(0, len(visits), (resamples, len(visits)))
-    values = [pooled_quantiles([visits[i] for i in pick], fraction)[0] for pick in picks]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    levels = [_levels(visit) for visit in visits]
+    support = np.unique(np.concatenate([level for level, _ in levels]))
+    if len(support) == 1:  # a clock so coarse that all queries took the same
+        return np.full((len(percentiles), 2), support[0])
+    below = np.stack([_share_below(support, level, grid) for level, grid in levels])
+    picked = np.random.default_rng(seed).multinomial(len(visits), np.full(len(visits), 1 / len(visits)), RESAMPLES)
+    weights = picked * np.array([visit["n"] for visit in visits], float)
+    shares = weights / weights.sum(1, keepdims=True) @ below
+    rows, ends = np.arange(RESAMPLES), []
+    for percentile in percentiles:
+        # the first value with so many queries below, and between it and the one before in proportion
+        after = np.maximum(1, (shares >= percentile / 100 - 1e-12).argmax(1))
+        low, high = shares[rows, after - 1], shares[rows, after]
+        part = (percentile / 100 - low) / np.where(high > low, high - low, 1)
+        values = support[after - 1] + part.clip(0, 1) * (support[after] - support[after - 1])
+        ends.append(np.quantile(values, [0.025, 0.975]))
+    return np.array(ends)
 
 
 def _ecdf(measurement: dict[str, Any]) -> dict[str, list[float]] | None:
@@ -126,7 +144,8 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
     images_per_second = measurement["batch"] * 1e9 / latency["value"]
     return {
         "latency_ns": latency,
-        "percentiles_ns": _percentiles(measurement),
+        "percentiles_ns": _percentiles(measurement, seed),
+        **_unevenness(measurement, latency),
         "ecdf": _ecdf(measurement),
         "rounds": [v["round"] for v in measurement["visits"]],
         "round_medians_ns": [middle_ns(v) for v in measurement["visits"]],
@@ -135,6 +154,22 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
         **_loads(measurement["visits"]),
         "images_per_second": measured(images_per_second),
         **_arithmetic(measurement, artifact, images_per_second),
+    }
+
+
+def _unevenness(measurement: dict[str, Any], latency: Estimate) -> dict[str, Estimate]:
+    """How many times the median p99 is, and the shares of queries beyond Tukey's fences (all, and those far beyond)."""
+    p99, visits = percentile_of(measurement["visits"], 99), measurement["visits"]
+    jitter = missing(p99["reason"]) if p99["value"] is None else measured(p99["value"] / latency["value"])
+    if not all(visit.get("outliers") for visit in visits):
+        why = missing("this version of the benchmark did not count them")
+        return {"jitter": jitter, "outliers_fraction": why, "severe_outliers_fraction": why}
+    queries = sum(visit["n"] for visit in visits)
+    severe, mild = (sum(visit["outliers"][kind] for visit in visits) for kind in ("severe", "mild"))
+    return {
+        "jitter": jitter,
+        "outliers_fraction": measured((mild + severe) / queries),
+        "severe_outliers_fraction": measured(severe / queries),
     }
 
 
@@ -181,7 +216,10 @@ _PER_VISIT = (
 
 
 def _no_numbers(reason: str) -> dict[str, Any]:
-    keys = ("latency_ns", *_PER_VISIT, "load_ns", "load_cold_ns", "images_per_second", *_OF_MACS)
+    keys = (
+        "latency_ns", *_PER_VISIT, "load_ns", "load_cold_ns", "images_per_second", *_OF_MACS, "jitter",
+        "outliers_fraction", "severe_outliers_fraction",
+    )  # fmt: skip
     return {
         **{key: missing(reason) for key in keys},
         "percentiles_ns": {f"p{p}": missing(reason) for p in PERCENTILES},

@@ -100,19 +100,47 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
             element(
                 "tr",
                 _name(cell, labels),
-                *(plain(tail[p], fmt.latency) for p in ("p90", "p95")),
-                _with(tail["p99"], fmt.latency, tail["p99.9"], "p99.9: {}"),
+                *(number(tail[p], fmt.latency_interval) for p in ("p90", "p95")),
+                number(tail["p99"], fmt.latency_interval, note=_tail(cell)),
                 *(plain(e, fmt.latency) for e in of_time),
                 _with(cell["load_ns"], fmt.latency, cell["load_cold_ns"], "cold: {}"),
                 plain(cell["cpu_ns_per_inference"], fmt.latency),
                 plain(cell["peak_rss_bytes"], fmt.size),
                 plain(cell["images_per_second"], fmt.rate),
                 _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of float32's peak", fmt.percent),
-                element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", class_="n"),
+                element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", _outliers(cell), class_="n"),
                 class_=_row_class(cell, document),
             )
         )
     return table("Latency in detail", heads, rows)
+
+
+def _tail(cell: dict[str, Any]) -> str:
+    """How far p99 lies from the median, and p99.9 where there are queries enough for it."""
+    far, jitter = cell["percentiles_ns"]["p99.9"], cell["jitter"]["value"]
+    said = [] if jitter is None else [f"{fmt.ratio(jitter)} the median"]
+    return "; ".join([*said, *([] if far["value"] is None else [f"p99.9: {fmt.latency_interval(far)}"])])
+
+
+def _outliers(cell: dict[str, Any]) -> Markup | None:
+    if cell["outliers_fraction"]["value"] is None:
+        return None
+    beyond, far = (fmt.percent(cell[f"{of}outliers_fraction"]["value"]) for of in ("", "severe_"))
+    return element("small", f"outliers {beyond}, far {far}")
+
+
+def settings(document: dict[str, Any]) -> Markup:
+    """One row a runtime and number of threads: the settings that were in effect there."""
+    rows = [
+        element(
+            "tr",
+            element("th", row["runtime"], element("small", fmt.threads(row["threads"])), scope="row"),
+            element("td", ", ".join(row["stages"])),
+            element("td", row["settings"]),
+        )
+        for row in document["derived"]["settings"]
+    ]
+    return table("Settings in effect", ("runtime", "files", "as far as the runtime tells them"), rows)
 
 
 def _with(
@@ -127,8 +155,10 @@ def _with(
 def _agreement(row: dict[str, Any]) -> Markup:
     if not row["flips"]:
         return plain(row["agreement_fraction"], fmt.percent)
-    said = element("small", fmt.flips_words(row["flips"]))
-    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), said)
+    said = [fmt.flips_words(row["flips"])]
+    said += [fmt.divergence_words(row["divergence_nats"])] if row["divergence_nats"] else []
+    lines = (element("small", words) for words in said)
+    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), *lines)
 
 
 def accuracy_detail(document: dict[str, Any]) -> Markup:

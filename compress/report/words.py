@@ -93,7 +93,10 @@ PACED = (
 CORRUPTIONS = (
     "Top-1 on the report images made worse on purpose: the mean of three severities of each kind, and with it the "
     "mild, the middle and the strong one. All: the change of the file's own top-1 by the mean corruption; and last, "
-    "how that differs from the teacher's change on the same images. In the plot a line spans a kind's severities."
+    "how that differs from the teacher's change on the same images."
+)
+CORRUPTIONS_DRAWN = (
+    "A line spans a kind's severities, a mark is their mean; the first row is of the images as they are."
 )
 GLOSSARY = {
     "top-1": "Share of the images whose most probable class is the right one. Points are percentage points of it.",
@@ -106,6 +109,9 @@ GLOSSARY = {
     "says that the machine made it up.",
     "median, p90, p99": "Half, 90 % and 99 % of the queries took at most so long. The last is what slow days are like.",
     "flips": "Images whose answer changed: from right to wrong, from wrong to right, from one wrong class to another.",
+    "KL": "Kullback and Leibler's divergence of a file's probabilities from the teacher's: 0 where they are the same.",
+    "outliers": "Queries beyond Tukey's fences, which lie 1.5 times the distance of the quartiles outside of them; far "
+    "ones lie beyond 3 times that. They are counted and stay in every number.",
     "calibration error": "How far the probability of an answer is, on average, from how often such answers are right.",
     "MAC": "A multiplication with its addition. Convolutions and linear layers are counted, nothing else.",
     "int8, float32": "Numbers of 8 bits, with a scale for each channel, and of 32 bits.",

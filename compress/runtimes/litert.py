@@ -57,11 +57,11 @@ def version() -> str:
 
 
 def kit() -> Path | None:
-    """The environment that converts, where litert-torch is not installed beside this package but in a kit."""
+    """The environment that converts instead of this one: a kit, where one was made."""
     from compress import litert_kit
 
     folder = litert_kit.default_folder()
-    return folder if not util.find_spec("litert_torch") and litert_kit.packages(folder) else None
+    return folder if litert_kit.packages(folder) else None
 
 
 def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """MNN (Alibaba) on the CPU: an engine of mobile apps. Float, half-precision weights, int8 weights."""
 
+import ctypes
 import re
 from importlib import metadata, util
 from pathlib import Path
@@ -24,6 +25,7 @@ NATIVE = {
 }
 _LOOPS = re.compile(r"Benchmarking\.\.\. loop = (\d{1,9}), warmup = (\d{1,9})")
 _TIMES = re.compile(r"\[ - \] model\.mnn +max = +([\d.]{1,12}) ms +min = +([\d.]{1,12}) ms +avg = +([\d.]{1,12}) ms")
+_LACKS = re.compile(r"These Op Not Support: *(.{1,200})")
 _OPTIONS = {"float32": [], "float16": ["--fp16"]}
 # in the folders of `compress convert`: HERE is the folder, `image` float32 [1,C,H,W] in [0,1]
 SNIPPET = """
@@ -62,13 +64,22 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     onnx.save(float_twin(onnx.load(source)), plain)
     made = folder / "model.mnn"
     options = _OPTIONS.get(precision, ["--weightQuantBits", "8"])
-    _tools.mnnconvert(
-        ["mnnconvert", "-f", "ONNX", "--modelFile", str(plain), "--MNNModel", str(made), "--bizCode", "x", *options]
-    )
+    words = ["mnnconvert", "-f", "ONNX", "--modelFile", str(plain), "--MNNModel", str(made), "--bizCode", "x", *options]
+    _tools.mnnconvert(words)
     if not made.exists():
-        raise RuntimeError("MNN's converter wrote no file")
+        lacks = _LACKS.search(_said())
+        raise RuntimeError(f"MNN has no {lacks[1].strip()}" if lacks else "MNN's converter wrote no file")
     notes = ["int8 weights, float activations"] if precision.startswith("int8") else []
     return {"tools": {"MNN": metadata.version("MNN")}, "notes": notes}
+
+
+def _said() -> str:
+    """What this process has written so far, where that goes into a file, as in a conversion: the library says no more
+    than there why it made no model.
+    """
+    ctypes.CDLL(None).fflush(None)  # its words may wait in the buffers of C
+    log = Path("/proc/self/fd/1")
+    return log.read_text(errors="replace") if log.is_file() else ""
 
 
 def open_session(path: str, threads: int) -> Any:

@@ -62,7 +62,7 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     """`model.ncnn.param` and `model.ncnn.bin` from the ONNX file, by pnnx's own program. An int8 file keeps the ONNX
     file's weights; its activations become symmetric, with the ranges that the file has.
 
-    RuntimeError where pnnx is missing or makes no files.
+    RuntimeError where pnnx is missing or makes no files, and for operators that ncnn has no layer of.
     """
     import onnx
 
@@ -74,7 +74,9 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     model = onnx.load(source)
     shape = [1, *(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])]
     plain = folder.parent / "model.onnx"
-    onnx.save(strides_as_pooling(float_twin(model)), plain)  # ncnn has no Slice with a step
+    twin = strides_as_pooling(float_twin(model))  # ncnn has no Slice with a step
+    twin.ir_version = min(twin.ir_version, 10)  # pnnx brings an ONNX Runtime of its own, which may be an older one
+    onnx.save(twin, plain)
     command = [
         str(Path(found.submodule_search_locations[0]) / "pnnx"), str(plain),
         f"inputshape=[{','.join(map(str, shape))}]", f"fp16={int(precision == 'float16')}",
@@ -84,6 +86,8 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     if done.returncode or not all(path.exists() for path in made):
         words = (done.stderr or done.stdout).strip().splitlines()
         raise RuntimeError(f"pnnx ended with {done.returncode}: {words[-1] if words else 'no word'}")
+    if lacks := _lacks(made[0]):
+        raise RuntimeError(f"ncnn has no layer {', '.join(lacks)}")
     notes = []
     if precision == "int8":
         from compress import ncnn_int8
@@ -94,6 +98,14 @@ def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
     for path in made:
         path.replace(folder / path.name)
     return {"tools": {"pnnx": metadata.version("pnnx"), "ncnn": metadata.version("ncnn")}, "notes": notes}
+
+
+def _lacks(param: Path) -> list[str]:
+    """The kinds of layers in the file that this ncnn does not know; pnnx hands such operators on as they are."""
+    import ncnn
+
+    kinds = {line.split()[0] for line in param.read_text(errors="replace").splitlines()[2:] if line.strip()}
+    return sorted(kind for kind in kinds if ncnn.layer_to_index(kind) < 0)
 
 
 def open_session(path: str, threads: int) -> Any:
