@@ -68,6 +68,12 @@ def test_command_works(command, monkeypatch, tmp_path, capsys):
     assert captured.out or captured.err
 
 
+@pytest.mark.parametrize("name", ["digits-mobilenet", "resnet8-cifar10"])
+def test_what_is_published_is_whole(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPRESS_STORE", str(tmp_path))
+    assert run(f"compress verify models/{name}", monkeypatch) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", QUANTIZES)
 def test_a_file_is_quantized(command, monkeypatch, tmp_path, capsys):
