@@ -32,13 +32,16 @@ NOT_THE_FILE = frozenset(["RuntimeError", "ImportError", "ModuleNotFoundError", 
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """How long to measure: rounds, and for each visit the least warm-up (runs and seconds) and the timed block."""
+    """How long to measure: rounds, and for each visit the least warm-up (runs and seconds) and the timed block, which
+    goes on for up to five times as long until there are the fewest `queries` of all rounds together.
+    """
 
     name: str
     rounds: int
     warmup_runs: int
     warmup_s: float
     block_s: float
+    queries: int = 0
     extra_rounds: int = 3  # the first rounds, in which visits look at more than the latency
 
     @property
@@ -49,9 +52,10 @@ class Tier:
 
 _TIERS = (
     Tier(name="smoke", rounds=5, warmup_runs=5, warmup_s=0.1, block_s=0.15, extra_rounds=0),
-    Tier(name="quick", rounds=5, warmup_runs=10, warmup_s=0.5, block_s=1.0),
-    Tier(name="standard", rounds=10, warmup_runs=10, warmup_s=1.0, block_s=2.0),
-    Tier(name="rigorous", rounds=30, warmup_runs=30, warmup_s=3.0, block_s=10.0),
+    # as many queries as p90, p99 and p99.9 need
+    Tier(name="quick", rounds=5, warmup_runs=10, warmup_s=0.5, block_s=1.0, queries=64),
+    Tier(name="standard", rounds=10, warmup_runs=10, warmup_s=1.0, block_s=2.0, queries=662),
+    Tier(name="rigorous", rounds=30, warmup_runs=30, warmup_s=3.0, block_s=10.0, queries=6636),
 )
 TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _TIERS}
 

@@ -6,12 +6,13 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 
 SPEC.json: `mode` (`probe`, `latency`, `sustained`, `answers`, `inspect`), `adapter` (path of the adapter file),
 `result` (where the JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images`
-(.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `logits`
-(.npy to write); `fps` and `paced_s` where queries are to come at a rate too; `cold`, to load the model with nothing of
-it in memory; `extra_s`, for how long one image is asked again and again, and the CPU's peaks are taken, after the
-block; `placed`, to ask after that where the model's nodes run; `sustained_s`, for how long to go on without a pause.
-Optional: `progress` (a file that grows by a byte for each image answered) and the limits `cap_s` (wall clock) and
-`memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be used here at all.
+(.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `queries`
+(fewest, of all `rounds`), `logits` (.npy to write); `fps` and `paced_s` where queries are to come at a rate too;
+`cold`, to load the model with nothing of it in memory; `extra_s`, for how long one image is asked again and again, and
+the CPU's peaks are taken, after the block; `placed`, to ask after that where the model's nodes run; `sustained_s`, for
+how long to go on without a pause. Optional: `progress` (a file that grows by a byte for each image answered) and the
+limits `cap_s` (wall clock) and `memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be
+used here at all.
 
 A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
 """
@@ -41,6 +42,8 @@ import numpy as np
 WARMUP_KEPT = 50
 # So that a slow model's visit still has a median.
 MIN_BLOCK_RUNS = 5
+# For the queries that a percentile wants, a block may go on for so many times its seconds.
+LONGEST_BLOCKS = 5
 STEADY_SHARE = 0.02
 # for loading and the first inference; an adapter that compiles then declares more
 START_ALLOWANCE_S = 120.0
@@ -154,17 +157,18 @@ def timer(adapter: ModuleType | SimpleNamespace) -> Callable[[Any, np.ndarray], 
 
 
 def repeat(
-    adapter: ModuleType, session: Any, queries: Iterator[np.ndarray], runs: int, seconds: float
+    adapter: ModuleType, session: Any, queries: Iterator[np.ndarray], runs: int, seconds: float, wanted: int = 0
 ) -> tuple[list[int], list[int], int]:
     """(wall times, times of copies, total CPU time) in ns of single inferences, until both `runs` and `seconds` are
-    reached. Making the input lies outside all clocks.
+    reached, and `wanted` runs or five times the seconds. Making the input lies outside all clocks.
     """
     samples: list[int] = []
     transfers: list[int] = []
     cpu_ns = 0
     timed = timer(adapter)
-    end = time.perf_counter_ns() + int(seconds * 1e9)
-    while len(samples) < runs or time.perf_counter_ns() < end:
+    now = time.perf_counter_ns()
+    end, latest = (now + int(times * seconds * 1e9) for times in (1, LONGEST_BLOCKS))
+    while len(samples) < runs or (now := time.perf_counter_ns()) < end or (len(samples) < wanted and now < latest):
         inputs = next(queries)
         cpu_start = time.process_time_ns()
         elapsed, copied = timed(session, inputs)
@@ -306,7 +310,8 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     others_cpu_ns = cpu_ns_of(others)
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     with stage("block", facts):
-        samples_ns, transfers_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"])
+        wanted = -(-spec.get("queries", 0) // spec.get("rounds", 1))
+        samples_ns, transfers_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"], wanted)
     cpu_ns += cpu_ns_of(others) - others_cpu_ns
     if spec.get("fps"):
         with stage("paced", facts):

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress import bench, child, worker
 from compress.errors import InputRejected, Unmeasurable, UsageError
+from compress.report import rows_cells
 from compress.types import Artifact
 
 TIER = bench.Tier(name="test", rounds=2, warmup_runs=3, warmup_s=0.01, block_s=0.02)
@@ -163,6 +165,23 @@ def test_queries_are_seeded_real_images_in_new_buffers(images):
     pool = {image.transpose(2, 0, 1).tobytes() for image in images}
     assert all(np.rint(query * 255).astype(np.uint8).tobytes() in pool for query in first)
     assert not np.array_equal(first, next(worker.draw(images, 4, [1, 3])))
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(0, 5), (12, 12), (1000, 50)])
+def test_a_slow_file_is_asked_as_often_as_a_percentile_needs_or_five_times_as_long(monkeypatch, wanted, expected):
+    """A query of 10 ms in a block of 0.1 s takes 5 at least; the clock stands still but in the model."""
+    now = [0]
+    clock = SimpleNamespace(perf_counter_ns=lambda: now[0], process_time_ns=lambda: now[0])
+    monkeypatch.setattr(worker, "time", clock)
+    adapter = SimpleNamespace(run=lambda session, inputs: now.__setitem__(0, now[0] + 10_000_000))
+    runs, seconds = 5, 0.1 if wanted else 0.0
+    samples, *_ = worker.repeat(adapter, None, iter(lambda: None, 1), runs, seconds, wanted)
+    assert len(samples) == expected and set(samples) == {10_000_000}
+
+
+def test_tiers_ask_as_often_as_their_percentile_needs():
+    needed = [rows_cells.queries_needed(percentile) for percentile in (90, 99, 99.9)]
+    assert [bench.TIERS[name].queries for name in ("quick", "standard", "rigorous")] == needed
 
 
 def test_steady_compares_the_last_two_thirds():
