@@ -158,7 +158,7 @@ def _agreement(row: dict[str, Any]) -> Markup:
     said = [fmt.flips_words(row["flips"])]
     said += [fmt.divergence_words(row["divergence_nats"])] if row["divergence_nats"] else []
     lines = (element("small", words) for words in said)
-    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), *lines)
+    return element("td", fmt.shown(row["agreement_fraction"], fmt.percent), *lines, class_="notes")
 
 
 def accuracy_detail(document: dict[str, Any]) -> Markup:
