@@ -40,6 +40,7 @@ def facts_with(classes: dict, names: list[str]) -> dict:
     facts = copy.deepcopy({key: value for key, value in document.items() if key != "derived"})
     facts["dataset"]["class_names"] = names
     for row in facts["accuracy"]:
+        row.pop("classes", None)
         if (row["stage"], row["runtime"]) == ("int8", "ort_cpu"):
             row["classes"] = classes
     return facts
@@ -105,4 +106,7 @@ def test_a_name_is_no_formula():
 
 
 def test_reports_of_before_have_no_classes():
-    assert report.load(PUBLISHED)["derived"]["classes"] is None
+    facts = facts_with({}, list("abcdefghij"))
+    for row in facts["accuracy"]:
+        row.pop("classes", None)
+    assert report.document_of(facts)["derived"]["classes"] is None

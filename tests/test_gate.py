@@ -5,6 +5,7 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -16,11 +17,30 @@ from compress.report import compared, compared_text
 REPORTS = Path(__file__).parents[1] / "reports"
 
 
-@pytest.fixture
-def facts() -> dict:
-    """The published report of the digits network: standard tier, 359 images, int8 ships."""
+@pytest.fixture(scope="module")
+def calm() -> dict:
+    """The published report of the digits network (standard tier, 359 images, int8 ships) as of a quiet machine: each
+    round's times are scaled to the cell's first, with a spread of half a per cent; teacher, then student a third of it.
+    """
     document = json.loads((REPORTS / "digits-mobilenet" / "report.json").read_text())
-    return {key: value for key, value in document.items() if key != "derived"}
+    facts = {key: value for key, value in document.items() if key != "derived"}
+    middle = {"teacher": 4e5, "distilled": 1.5e5, "int8": 1.25e5}
+    for place, measurement in enumerate(facts["measurements"]):
+        noise = np.random.default_rng(place).normal(0, 0.005, len(measurement["visits"]))
+        for visit, off in zip(measurement["visits"], noise, strict=True):
+            factor = middle[measurement["stage"]] * (1 + off) / visit["median_ns"]
+            visit |= {"steal_fraction": 0.0, "steady": True, "throttled_periods": 0}
+            visit["median_ns"] *= factor
+            for key in ("quantiles_ns", "tail_ns"):
+                visit[key] = [round(q * factor) for q in visit[key]]
+            if "repeated_median_ns" in visit:
+                visit["repeated_median_ns"] = visit["median_ns"]
+    return facts
+
+
+@pytest.fixture
+def facts(calm) -> dict:
+    return copy.deepcopy(calm)
 
 
 @pytest.fixture
@@ -85,8 +105,8 @@ def test_a_tail_that_was_not_measured_decides_nothing(facts):
 
 
 def test_the_drop_is_judged_by_the_paired_interval(document):
-    found = {p: gate.judge(document, gate.Limits(max_drop_points=p))[0]["status"] for p in (2.0, 0.5)}
-    assert found == {2.0: "pass", 0.5: "inconclusive"}
+    found = {p: gate.judge(document, gate.Limits(max_drop_points=p))[0]["status"] for p in (3.0, 0.5)}
+    assert found == {3.0: "pass", 0.5: "inconclusive"}
     worse = copy.deepcopy({k: v for k, v in document.items() if k != "derived"})
     for row in worse["accuracy"]:
         if row["stage"] == "int8":
@@ -96,7 +116,7 @@ def test_the_drop_is_judged_by_the_paired_interval(document):
 
 
 def test_size_and_speedup(document):
-    limits = gate.Limits(max_size_bytes=400_000, min_speedup=2.0)
+    limits = gate.Limits(max_size_bytes=300_000, min_speedup=2.0)
     assert statuses(gate.judge(document, limits)) == {"min_speedup": "pass", "max_size": "fail"}
     limits = gate.Limits(max_size_bytes=500_000, min_speedup=4.0)
     assert statuses(gate.judge(document, limits)) == {"min_speedup": "fail", "max_size": "pass"}
@@ -218,8 +238,13 @@ def test_junit_and_summary_hold_every_gate(document):
     assert "may not ship" in table and table.count("\n| ") == 5
 
 
-def test_the_commands(tmp_path):
-    source = str(REPORTS / "digits-mobilenet")
+@pytest.fixture
+def published(tmp_path, facts) -> str:
+    return str(report.write(facts, tmp_path / "report")["json"].parent)
+
+
+def test_the_commands(tmp_path, published):
+    source = published
     junit, summary = tmp_path / "gate.xml", tmp_path / "summary.md"
     summary.write_text("before\n")
     done = CliRunner().invoke(

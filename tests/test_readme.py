@@ -63,7 +63,8 @@ def test_command_works(command, monkeypatch, tmp_path, capsys):
         .replace("reports/AFTER", "reports/resnet8-cifar10")
         .replace("3x224x224", "3x32x32")
     )
-    assert run(here, monkeypatch) == 0
+    # the published report was measured on a shared machine: the gate may refuse to decide by its rounds
+    assert run(here, monkeypatch) in ((0, 4) if command.startswith("compress gate") else (0,))
     captured = capsys.readouterr()
     assert captured.out or captured.err
 

@@ -131,7 +131,9 @@ def test_a_cut_connection_is_a_reason_and_leaves_nothing_behind(there, artifact,
 
 def run(session, inputs):
     import os, time
-    open({str(note)!r}, "w").write(str(os.getpid()))
+    with open({str(note)!r} + ".new", "w") as file:  # seen whole, or not at all
+        file.write(str(os.getpid()))
+    os.replace({str(note)!r} + ".new", {str(note)!r})
     time.sleep(100)
 """
     )

@@ -578,7 +578,8 @@ def test_tails_have_intervals_over_rounds(facts):
     document = report.document_of(facts)
     tail = _by_cell(document, "int8/ort_cpu/1")["percentiles_ns"]["p99"]
     assert tail["low"] < tail["value"] < tail["high"] < 1.02 * tail["value"]
-    assert fmt.latency_interval(tail) in html.render(document)
+    value, _, interval = fmt.latency_interval(tail).partition(" (")
+    assert f"{value}<small>({interval}</small>" in html.render(document)
 
 
 def test_pooled_quantiles_are_those_of_all_queries_together():

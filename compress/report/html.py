@@ -23,6 +23,7 @@ from compress.report import (
     tables,
     tables_converted,
     tables_corruptions,
+    tables_latency,
     words,
 )
 from compress.report.labels import Labels, drawn, labels_of, timed
@@ -203,8 +204,8 @@ def _ladder(document: dict[str, Any]) -> Markup | None:
 
 def _latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
     settings = document["derived"]["settings"]
-    shown = (element("h3", "Settings in effect"), tables.settings(document)) if settings else ()
-    detail = tables.latency_detail(document, labels)
+    shown = (element("h3", "Settings in effect"), tables_latency.settings(document)) if settings else ()
+    detail = tables_latency.latency_detail(document, labels)
     return _section("Latency in detail", _note(fmt.timing_words(document)), detail, *shown)
 
 

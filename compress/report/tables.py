@@ -1,6 +1,5 @@
 """The page's tables: every row of `derived`, each number through `format`."""
 
-from collections.abc import Callable
 from typing import Any
 
 from compress.report import format as fmt
@@ -11,7 +10,8 @@ from compress.report.rows_classes import SHOWN
 from compress.report.table import counted, number, plain, sort_value, table, tag
 
 
-def _name(cell: dict[str, Any], labels: Labels) -> Markup:
+def name_of(cell: dict[str, Any], labels: Labels) -> Markup:
+    """A cell's head: stage, runtime, threads, and whether its rounds are not valid."""
     where = f"{cell['runtime']} {cell['runtime_version']}".strip() + f", {fmt.threads(cell['threads'])}"
     if labels.many_batches or cell["batch"] > 1:
         where += f", batch {cell['batch']}"
@@ -22,19 +22,21 @@ def _name(cell: dict[str, Any], labels: Labels) -> Markup:
     )
 
 
-def _row_class(cell: dict[str, Any], document: dict[str, Any]) -> str | None:
+def row_class(cell: dict[str, Any], document: dict[str, Any]) -> str | None:
+    """The class of a cell's row: what the verdict speaks of stands out, the control steps back."""
     if cell["cell"] == document["derived"]["primary_cell"]:
         return "primary"
     return "aside" if cell["control"] else None
 
 
-def _failed_row(cell: dict[str, Any], columns: int, document: dict[str, Any], labels: Labels) -> Markup:
+def failed_row(cell: dict[str, Any], columns: int, document: dict[str, Any], labels: Labels) -> Markup:
+    """The row of a cell that was not measured, with its reason."""
     words = fmt.absent(cell["latency_ns"]["reason"])
     return element(
         "tr",
-        _name(cell, labels),
+        name_of(cell, labels),
         element("td", words, class_="none", colspan=str(columns)),
-        class_=_row_class(cell, document),
+        class_=row_class(cell, document),
     )
 
 
@@ -50,19 +52,19 @@ def results(document: dict[str, Any], labels: Labels) -> Markup:
     for cell in document["derived"]["cells"]:
         judged = accuracy.get((cell["stage"], cell["runtime"]))
         if cell["failure"] and (judged is None or judged["top1_fraction"]["value"] is None):
-            rows.append(_failed_row(cell, len(heads) - 1, document, labels))
+            rows.append(failed_row(cell, len(heads) - 1, document, labels))
             continue
         size = cell["size_bytes"]
         unknown = element("td", fmt.absent("no artifact was recorded"), class_="none")
         rows.append(
             element(
                 "tr",
-                _name(cell, labels),
+                name_of(cell, labels),
                 *_accuracy_cells(judged),
                 number(cell["latency_ns"], fmt.latency_interval),
                 *(_speedup_cell(cell, key) for key in speedups),
                 unknown if size is None else counted(size, fmt.size),
-                class_=_row_class(cell, document),
+                class_=row_class(cell, document),
             )
         )
     return table("Results of each cell", heads, rows)
@@ -80,76 +82,6 @@ def _accuracy_cells(judged: dict[str, Any] | None) -> tuple[Markup, Markup]:
     return number(judged["top1_fraction"], fmt.percent_interval), number(
         difference, fmt.points_interval, judged["verdict"]
     )
-
-
-def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
-    """One row a measured cell: tail, start-up, CPU time, memory and throughput; copies where there is a device."""
-    cells = document["derived"]["cells"]
-    copies = ["transfer_ns"] if any(cell["transfer_ns"]["value"] for cell in cells) else []
-    heads = ("stage, runtime", "p90", "p95", "p99", *("of which copies" for _ in copies),
-             "first inference", "load",
-             "CPU time per query", "peak memory", "throughput", "arithmetic", "rounds, queries")  # fmt: skip
-    rows = []
-    for cell in cells:
-        if cell["latency_ns"]["value"] is None:
-            rows.append(_failed_row(cell, len(heads) - 1, document, labels))
-            continue
-        tail = cell["percentiles_ns"]
-        of_time = [cell[k] for k in (*copies, "first_inference_ns")]
-        rows.append(
-            element(
-                "tr",
-                _name(cell, labels),
-                *(number(tail[p], fmt.latency_interval) for p in ("p90", "p95")),
-                number(tail["p99"], fmt.latency_interval, note=_tail(cell)),
-                *(plain(e, fmt.latency) for e in of_time),
-                _with(cell["load_ns"], fmt.latency, cell["load_cold_ns"], "cold: {}"),
-                plain(cell["cpu_ns_per_inference"], fmt.latency),
-                plain(cell["peak_rss_bytes"], fmt.size),
-                plain(cell["images_per_second"], fmt.rate),
-                _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of float32's peak", fmt.percent),
-                element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", _outliers(cell), class_="n"),
-                class_=_row_class(cell, document),
-            )
-        )
-    return table("Latency in detail", heads, rows)
-
-
-def _tail(cell: dict[str, Any]) -> str:
-    """How far p99 lies from the median, and p99.9 where there are queries enough for it."""
-    far, jitter = cell["percentiles_ns"]["p99.9"], cell["jitter"]["value"]
-    said = [] if jitter is None else [f"{fmt.ratio(jitter)} the median"]
-    return "; ".join([*said, *([] if far["value"] is None else [f"p99.9: {fmt.latency_interval(far)}"])])
-
-
-def _outliers(cell: dict[str, Any]) -> Markup | None:
-    if cell["outliers_fraction"]["value"] is None:
-        return None
-    beyond, far = (fmt.percent(cell[f"{of}outliers_fraction"]["value"]) for of in ("", "severe_"))
-    return element("small", f"outliers {beyond}, far {far}")
-
-
-def settings(document: dict[str, Any]) -> Markup:
-    """One row a runtime and number of threads: the settings that were in effect there."""
-    rows = [
-        element(
-            "tr",
-            element("th", row["runtime"], element("small", fmt.threads(row["threads"])), scope="row"),
-            element("td", ", ".join(row["stages"])),
-            element("td", row["settings"]),
-        )
-        for row in document["derived"]["settings"]
-    ]
-    return table("Settings in effect", ("runtime", "files", "as far as the runtime tells them"), rows)
-
-
-def _with(
-    estimate: dict[str, Any], show: Callable[[float], str], more: dict[str, Any], words: str,
-    show_more: Callable[[float], str] | None = None,
-) -> Markup:  # fmt: skip
-    """A number, and another one below it where there is one."""
-    small = words.format((show_more or show)(more["value"])) if more["value"] is not None else ""
-    return number(estimate, lambda e: fmt.shown(e, show), note=small)
 
 
 def _agreement(row: dict[str, Any]) -> Markup:
