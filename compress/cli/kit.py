@@ -20,7 +20,7 @@ def command(kind: str, folder: Path | None, mirror: str) -> None:
             installed here; 182 MB. Needs x86-64 Linux, apt-get and pip, no root.
     web     ONNX Runtime Web for a browser or Node; 14 MB. Needs npm.
     litert  an environment of its own for LiteRT's converter, with the torch
-            that it wants; a few gigabytes. Where it is made, it converts. Not
+            that it wants; 6.6 GB. Where it is made, it converts. Not
             needed where pip install 'compress-to-onnx[litert-convert]' left
             your torch as it was.
 
