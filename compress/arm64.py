@@ -4,12 +4,10 @@ Made once by `build` (no root, no container, nothing installed), used by `answer
 small Debian with Python, and the wheels. It proves answers, never speed: an emulated time says nothing about a phone.
 """
 
-import errno
 import hashlib
 import json
 import os
 import platform
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress import debian
+from compress import debian, kit_folder
 from compress.child import PASSED_ON, WORKER, ChildFailed, readable, workspace
 from compress.errors import CompressError
 from compress.store import Store
@@ -54,37 +52,14 @@ def build(folder: Path, packages: dict[str, str], *, mirror: str = "", tell: Cal
     `mirror` is the URI of a Debian archive; empty takes that of this machine's apt. Downloads 182 MB, takes 40 s of CPU
     time, and leaves 330 MB. Raises CompressError.
     """
-    folder = folder.absolute()
     _check_machine()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressError(
-            f"{folder} exists already",
-            code="E-KIT-EXISTS",
-            hint="remove it first to make it anew, or name another folder",
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        if free < NEEDED_BYTES:
-            raise CompressError(
-                f"{folder.parent} has {free / 1e6:.0f} MB left; the kit needs {NEEDED_BYTES / 1e6:.0f} MB while made",
-                code="E-WRITE",
-                hint="free some disk space, or choose a folder on another disk",
-            )
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            kit, work = Path(scratch, "kit"), Path(scratch, "work")
-            for path in (kit, work):
-                path.mkdir()
-            uri = mirror or debian.mirror(debian.sources())
-            files = _emulator(kit, work, uri, tell) | _python(kit, work, uri, tell)
-            files |= _wheels(kit, work, packages, tell)
-            facts = {"format": FORMAT, **_prove(kit, work, packages, tell), "packages": packages, "files": files}
-            (kit / MANIFEST).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-            kit.rename(folder)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some disk space, or choose a folder on another disk" if full else ""
-        raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE", hint=hint) from error
+    with kit_folder.made(folder, NEEDED_BYTES) as (kit, work):
+        kit.mkdir()
+        uri = mirror or debian.mirror(debian.sources())
+        files = _emulator(kit, work, uri, tell) | _python(kit, work, uri, tell)
+        files |= _wheels(kit, work, packages, tell)
+        facts = {"format": FORMAT, **_prove(kit, work, packages, tell), "packages": packages, "files": files}
+        (kit / MANIFEST).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def default_folder() -> Path:

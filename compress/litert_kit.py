@@ -6,13 +6,11 @@ been tested with the newer one. Made once by `build`, found by the adapter.
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from compress import debian
+from compress import debian, kit_folder
 from compress.errors import CompressError
 from compress.runtimes import litert
 from compress.store import Store
@@ -58,36 +56,15 @@ def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
     """Makes the kit `folder`, complete or not at all: a virtual environment with the converter, proved by importing it.
     Leaves 6.6 GB, because of torch, and takes three minutes. Raises CompressError.
     """
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressError(
-            f"{folder} exists already",
-            code="E-KIT-EXISTS",
-            hint="remove it first to make it anew, or name another folder",
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        if free < NEEDED_BYTES:
-            raise CompressError(
-                f"{folder.parent} has {free / 1e9:.1f} GB left; the kit needs {NEEDED_BYTES / 1e9:.0f} GB",
-                code="E-WRITE",
-                hint="free some disk space, or choose a folder on another disk",
-            )
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            kit, work = Path(scratch, "kit"), Path(scratch, "work")
-            work.mkdir()
-            tell("a virtual environment")
-            _step([sys.executable, "-m", "venv", str(kit)], work, _VENV_HINT)
-            tell(f"{litert.CONVERTS_WITH} and what it needs: 6.6 GB because of torch")
-            pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
-            _step([str(python(kit)), *pip, litert.CONVERTS_WITH, *BESIDE], work, _INDEX_HINT)
-            tell("importing it")
-            _step([str(python(kit)), "-I", "-c", _INSTALLED, str(kit / MANIFEST)], work, _INDEX_HINT)
-            # it may move: only its interpreter is started, never a script that names its old place
-            kit.rename(folder)
-    except OSError as error:
-        raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE") from error
+    with kit_folder.made(folder, NEEDED_BYTES) as (kit, work):
+        tell("a virtual environment")
+        _step([sys.executable, "-m", "venv", str(kit)], work, _VENV_HINT)
+        tell(f"{litert.CONVERTS_WITH} and what it needs: 6.6 GB because of torch")
+        pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+        _step([str(python(kit)), *pip, litert.CONVERTS_WITH, *BESIDE], work, _INDEX_HINT)
+        tell("importing it")
+        # it may move then: only its interpreter is started, never a script that names its old place
+        _step([str(python(kit)), "-I", "-c", _INSTALLED, str(kit / MANIFEST)], work, _INDEX_HINT)
 
 
 def _step(command: list[str], work: Path, hint: str) -> None:

@@ -7,10 +7,10 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from compress import kit_folder
 from compress.errors import CompressError
 from compress.store import Store
 
@@ -54,29 +54,15 @@ def version(kit: Path) -> str:
 
 def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
     """Makes the kit `folder`, complete or not at all: 14 MB, by way of 40 MB that npm fetches. Raises CompressError."""
-    folder = folder.absolute()
     npm = shutil.which("npm")
     if npm is None:
         raise CompressError(
             "npm is not on the PATH; it fetches ONNX Runtime Web", code="E-NPM", hint="install Node.js 18 or newer"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CompressError(
-            f"{folder} exists already",
-            code="E-KIT-EXISTS",
-            hint="remove it first to make it anew, or name another folder",
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            kit, work = Path(scratch, "kit"), Path(scratch, "work")
-            work.mkdir()
-            for name, (number, digest) in PACKAGES.items():
-                tell(f"{name} {number}")
-                _unpack(_fetch(npm, f"{name}@{number}", digest, work), package_folder(kit, name))
-            kit.rename(folder)
-    except OSError as error:
-        raise CompressError(f"cannot make {folder}: {error}", code="E-WRITE") from error
+    with kit_folder.made(folder) as (kit, work):
+        for name, (number, digest) in PACKAGES.items():
+            tell(f"{name} {number}")
+            _unpack(_fetch(npm, f"{name}@{number}", digest, work), package_folder(kit, name))
 
 
 def _fetch(npm: str, package: str, digest: str, work: Path) -> Path:
