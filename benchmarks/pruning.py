@@ -20,7 +20,6 @@ from compress import artifact_steps, measuring, pruning_steps, schedules, stats,
 from compress.plan import Job
 from compress.progress import say
 from compress.report import svg
-from compress.report.markup import join
 from compress.store import Step, Store, read_json, write_atomic
 from compress.types import Artifact
 
@@ -132,7 +131,8 @@ def _records() -> list[tuple[str, dict[str, Any]]]:
 
 COLOURS = {"whole": "#222", "magnitude": "#0072b2", "bn_scale": "#e69f00", "taylor": "#009e73", "random": "#999"}
 STYLE = (
-    "text{font:11.5px sans-serif;fill:#333}.grid{stroke:#ddd}.axis{stroke:#333}.line{fill:none;stroke-width:2}"
+    "text{font:11.5px sans-serif;fill:#333}text[class]{stroke:none}.grid{stroke:#ddd}.axis{stroke:#333}"
+    + ".line{fill:none;stroke-width:2}"
     + "".join(f".{name}{{stroke:{colour};fill:{colour}}}.line.{name}{{fill:none}}" for name, colour in COLOURS.items())
 )
 
@@ -141,22 +141,18 @@ def picture() -> str:
     """Top-1 against latency, one panel a student, one line a criterion from the whole student on."""
     frames, width = [], 520.0
     records = _records()
-    for number, (name, found) in enumerate(records):
-        frame = svg.Frame(width=width, height=340, top=34)
+    for number, (student, found) in enumerate(records):
         rows = found["rows"]
-        x_range = svg.spread([row["latency_ns"] / 1e6 for row in rows])
-        y_range = svg.spread([100 * row["right"] / row["images"] for row in rows])
-        x = svg.Scale(low=x_range[0], high=x_range[1], start=frame.x[0], end=frame.x[1])
-        y = svg.Scale(low=y_range[0], high=y_range[1], start=frame.y[0], end=frame.y[1])
-        body = [svg.axes(frame, x, y, x_title="median latency, ms", y_title="top-1 %"), svg.text(60, 20, name)]
+        at = {id(row): (row["latency_ns"] / 1e6, 100 * row["right"] / row["images"]) for row in rows}
+        (left, right), (low, high) = (svg.spread(values) for values in zip(*at.values(), strict=True))
+        x = svg.Span(low=left, high=right, title=f"{student}: median latency, ms")
+        ax = svg.axes(x, svg.Span(low=low, high=high, title="top-1 %"), width=width)
         for place, criterion in enumerate(CRITERIA):
-            own = [rows[0], *(row for row in rows if row["criterion"] == criterion)]
-            points = [(x(row["latency_ns"] / 1e6), y(100 * row["right"] / row["images"])) for row in own]
-            body.append(svg.polyline(points, f"line {criterion}"))
-            body += [svg.mark("circle", *point, 3.5, criterion) for point in points[1:]]
-            body += [svg.line(330, 200 + 18 * place, 356, 200 + 18 * place, criterion)]
-            body += [svg.text(362, 204 + 18 * place, criterion)]
-        frames.append(f'<g transform="translate({number * width:g} 0)">{join(*body)}</g>')
+            points = [at[id(row)] for row in rows if row is rows[0] or row["criterion"] == criterion]
+            svg.line(ax, *zip(*points, strict=True), f"line {criterion}")
+            svg.marks(ax, "circle", *zip(*points[1:], strict=True), 3.5, criterion)
+            svg.text(ax, 0.75, 0.35 - 0.06 * place, f"● {criterion}", criterion, xycoords="axes fraction")
+        frames.append(f'<g transform="translate({number * width:g} 0)">{svg.inside(ax, student)}</g>')
     size = f'viewBox="0 0 {width * len(records):g} 340"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><title>Top-1 against latency after pruning</title>'

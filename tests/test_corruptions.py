@@ -106,8 +106,8 @@ def test_the_plot_has_each_mark_where_it_belongs():
     row["change_fraction"] |= {"low": None, "high": None, "reason": ""}
     labels = Labels(stages=("teacher",), runtimes=("ort_cpu",), many_threads=False, many_batches=False)
     drawn = str(plots_corruptions.corruptions({"derived": {"corruptions": [row]}}, labels))
-    clean, mean = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn))
-    ends = [float(x) for pair in re.findall(r'x1="([\d.]+)"[^>]*x2="([\d.]+)"[^>]*whisker', drawn) for x in pair]
+    clean, mean = (float(x) for x in re.findall(r'<use class="mark s0" x="([\d.]+)"', drawn))
+    ends = [float(x) for pair in re.findall(r'class="whisker s0" d="M ([\d.]+) \S+ L ([\d.]+) ', drawn) for x in pair]
     assert ends[0] < mean < ends[1] < clean
     # equal points are equal lengths: the mean lies amid its span, and 40 points below the first row
     assert mean - ends[0] == pytest.approx(ends[1] - mean, abs=0.2)

@@ -25,7 +25,7 @@ from compress import (
     schedules,
 )
 from compress.recipe import Recipe
-from compress.report import html, markdown, plots_ladder, rows, rows_ladder, schema
+from compress.report import html, markdown, plots_ladder, rows, rows_ladder, rows_layers, schema
 from compress.store import Store
 
 STUDENT = "resnet_cifar:depth=8,stem=8,channels=8"
@@ -275,7 +275,7 @@ def test_the_report_shows_every_rung() -> None:
     assert [r["word"] for r in found] == ["better", "left out", "no better", "better"]
     assert found[0]["cost_on_select_fraction"]["value"] == pytest.approx(-0.05)
     assert found[3]["what"] == "in float: <b>0" and found[0]["what"] == "min-max"
-    assert plots_ladder.in_words(document)[0] == "<b>0: 75% of the error, stays in float"
+    assert rows_layers.in_words(document)[0] == "<b>0: 75% of the error, stays in float"
     page = html.render(document)
     assert "How int8 was repaired" in page and "<b>0" not in page and "it has &lt;none&gt;" in page
     text = markdown.render(document)

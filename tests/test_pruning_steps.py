@@ -25,7 +25,7 @@ from compress import (
 )
 from compress.errors import CompressError, UsageError
 from compress.recipe import Recipe
-from compress.report import plots_pruning, rows, schema
+from compress.report import plots_pruning, rows, rows_pruning, schema
 from compress.store import Store
 
 STUDENT = "resnet_cifar:depth=8,stem=16,channels=16"
@@ -333,8 +333,8 @@ def test_the_report_draws_what_pruning_saw() -> None:
     schema.validate(facts)
     document = {**facts, "derived": rows.derive(facts)}
     drawn = str(plots_pruning.sensitivity(document))
-    assert drawn.count("<rect") == 4 and drawn.count("<polyline") == 3 and "<b>" not in drawn
-    lines = plots_pruning.lines(document)
+    assert drawn.count('class="bar best"') == 4 and drawn.count('class="line ') == 3 and "<b>" not in drawn
+    lines = rows_pruning.lines(document)
     assert lines[1].startswith("<b>3: 65") and "38% removed" in lines[1] and "1 layers" in lines[-1]
     del stage["pruning"]
     assert plots_pruning.sensitivity({**facts, "derived": rows.derive(facts)}) is None

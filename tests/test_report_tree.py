@@ -73,6 +73,12 @@ def test_networks_of_plugins_and_others_have_no_picture(digits: Dataset, tmp_pat
         assert run_measurements._tree(job, []) is None
 
 
+def png(side: int = 8) -> str:
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 def with_tree(depth: int, drawn: int) -> dict:
     facts = make_facts()
     classes, leaves = len(facts["dataset"]["class_names"]), 2**depth
@@ -82,9 +88,9 @@ def with_tree(depth: int, drawn: int) -> dict:
     for _ in range(depth):
         path.append(2 * path[-1] + 2)
     label = facts["dataset"]["class_names"][(leaves - 1) % classes]
-    samples = [{"image": "QUJD", "label": label, "path": path}, {"image": "QUJD", "label": "<b>no", "path": path}]
+    samples = [{"image": png(), "label": label, "path": path}, {"image": png(), "label": "<b>no", "path": path}]
     facts["tree"] = {
-        "stage": "distilled", "depth": depth, "filters": ["QUJD"] * (2**drawn - 1), "reached": reached,
+        "stage": "distilled", "depth": depth, "filters": [png()] * (2**drawn - 1), "reached": reached,
         "leaves": distributions.tolist(), "samples": samples,
     }  # fmt: skip
     return facts
@@ -116,7 +122,8 @@ def test_reports_without_a_tree_have_no_section() -> None:
     ("key", "value"),
     [("leaves", [[0.5, 0.5]]), ("depth", 4), ("filters", ["QUJD"] * 2), ("reached", [1]),
      ("samples", [{"image": "", "label": "", "path": [0, 1, 9, 3]}]),
-     ("samples", [{"image": "", "label": "", "path": [0]}])],
+     ("samples", [{"image": "", "label": "", "path": [0]}]), ("filters", ["QUJD"] * 7), ("filters", [png(513)] * 7),
+     ("filters", [png()[:40]] * 7), ("filters", ["<svg onload=x>"] * 7)],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(key: str, value: object) -> None:
     facts = with_tree(3, 3)

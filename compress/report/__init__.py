@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import InputRejected
-from compress.report import html, markdown
+from compress.report import markdown
 from compress.report.rows import derive
 from compress.report.rows_classes import CLASSES_FILE, classes_csv
 from compress.report.schema import validate
@@ -68,6 +68,8 @@ def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
     Returns the paths under "json", "md" and "html". Raises InputRejected when a field of `facts` is missing or wrong,
     or when `folder` cannot be written.
     """
+    from compress.report import html  # brings what draws plots
+
     document = document_of(facts)
     texts = {"json": to_json(document), "md": markdown.render(document), "html": html.render(document)}
     paths = {kind: folder / f"report.{kind}" for kind in texts}

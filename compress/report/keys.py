@@ -12,11 +12,8 @@ def cell_key(cells: list[dict[str, Any]], labels: Labels) -> Markup:
     items = []
     for cell in cells:
         colour, twin = labels.colour(cell["stage"]), " twin" if cell["control"] else ""
-        swatch = (
-            svg.line(1, 7, 29, 7, f"line {colour} {labels.dash(cell['runtime'])}{twin}"),
-            svg.mark(labels.shape(cell["runtime"]), 15, 7, 3.6, f"mark {colour}{twin}"),
-        )
-        drawing = element("svg", *swatch, viewBox="0 0 30 14", aria_hidden="true")
+        line = f"line {colour} {labels.dash(cell['runtime'])}{twin}"
+        drawing = svg.sample(line, labels.shape(cell["runtime"]), 3.6, f"mark {colour}{twin}")
         items.append(element("li", drawing, element("span", labels.cell(cell))))
     return element("ul", *items, class_="key")
 
@@ -25,9 +22,7 @@ def runtime_key(document: dict[str, Any], labels: Labels) -> Markup:
     """Of runtimes: their shapes."""
     items = []
     for runtime in dict.fromkeys(c["runtime"] for c in timed(document)):
-        drawing = element(
-            "svg", svg.mark(labels.shape(runtime), 15, 7, 5.0, "mark s0"), viewBox="0 0 30 14", aria_hidden="true"
-        )
+        drawing = svg.sample("", labels.shape(runtime), 5.0, "mark s0")
         items.append(element("li", drawing, element("span", runtime)))
     return element("ul", *items, class_="key")
 
@@ -42,6 +37,5 @@ def line_key(lines: list[tuple[str, str]]) -> Markup:
     """The key of (class, words) of drawn lines."""
     items = []
     for class_, what in lines:
-        drawing = element("svg", svg.line(1, 7, 29, 7, f"line {class_}"), viewBox="0 0 30 14", aria_hidden="true")
-        items.append(element("li", drawing, element("span", what)))
+        items.append(element("li", svg.sample(f"line {class_}"), element("span", what)))
     return element("ul", *items, class_="key")

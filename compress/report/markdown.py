@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from compress.report import format as fmt
-from compress.report import plots_ladder, plots_pruning, plots_tree, tables_corruptions
+from compress.report import rows_layers, rows_pruning, rows_tree, tables_corruptions
 from compress.report.markup import clean
 from compress.report.rows_converted import gain_words
 from compress.report.runner import runner_sentences
@@ -192,7 +192,7 @@ def _ladder_lines(document: dict[str, Any]) -> list[str]:
             words += [f"top-1 {cost} on select", f"agrees with float on {agree}", fmt.size(row["size_bytes"])]
             words += [f"took {fmt.duration(row['seconds'])}"]
         lines.append(f"- **{escaped(row['rung'])}**: {row['word']}; {escaped('; '.join(words))}")
-    layers = [f"- {escaped(words)}" for words in plots_ladder.in_words(document)]
+    layers = [f"- {escaped(words)}" for words in rows_layers.in_words(document)]
     heading = ["", "Left in float alone, a layer would take off the error of all:", ""]
     return [*lines, *(heading + layers if layers else [])]
 
@@ -297,7 +297,7 @@ def render(document: dict[str, Any]) -> str:
     if document["derived"]["sustained"]:
         parts += [f"## {fmt.sustained_title(document)}", "", *_sustained_lines(document), ""]
     parts += ["## Stages", "", *_stage_lines(document), ""]
-    if lines := plots_pruning.lines(document):
+    if lines := rows_pruning.lines(document):
         parts += ["## The layers on which most hangs", "", *(f"- {escaped(words)}" for words in lines), ""]
     if document["derived"]["ladder"]:
         parts += ["## How int8 was repaired", "", *_ladder_lines(document), ""]
@@ -310,7 +310,7 @@ def render(document: dict[str, Any]) -> str:
     if document["derived"]["choice"]:
         parts += ["## How the student was chosen", "", *_choice_lines(document), ""]
     if document["derived"]["tree"]:
-        lines = [f"- {escaped(words)}" for words in plots_tree.path_words(document)]
+        lines = [f"- {escaped(words)}" for words in rows_tree.path_words(document)]
         parts += ["## Paths of some images through the tree", "", *lines, ""]
     parts += ["## Artifacts", "", *_artifact_lines(document), ""]
     allowed = f"{fmt.plural(env['cores_allowed'], 'core')} allowed"

@@ -7,7 +7,7 @@ from typing import Any
 # Control characters, halves of surrogate pairs, and the marks that reorder text: each can forge what a reader sees.
 _UNSEEN = {"Cc", "Cs"}
 _REORDER = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_VOID = {"br", "meta", "circle", "line", "path", "polyline", "polygon", "rect"}
+_VOID = {"br", "image", "meta", "path", "use"}
 
 
 class Markup(str):

@@ -5,7 +5,7 @@ from typing import Any
 from compress.report import format as fmt
 from compress.report import svg
 from compress.report.labels import MOST_DRAWN, Labels
-from compress.report.markup import Markup, join
+from compress.report.markup import Markup
 
 
 def shown(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -24,23 +24,20 @@ def reliability(document: dict[str, Any], labels: Labels) -> Markup | None:
     rows = shown(document)
     if not rows:
         return None
-    frame = svg.Frame()
     bins = {row["stage"]: [(100 * b["probability"], 100 * b["correct"] / b["n"]) for b in row["confidence"]["bins"]]
             for row in rows}  # fmt: skip
     low, _ = svg.spread([v for points in bins.values() for point in points for v in point] + [100.0], least=20)
     low = max(0.0, low)
-    x = svg.Scale(low=low, high=101, start=frame.x[0], end=frame.x[1])
-    y = svg.Scale(low=low, high=101, start=frame.y[0], end=frame.y[1])
-    axes = svg.axes(frame, x, y, x_title="probability that the answer claims, %", y_title="answers that are right, %")
-    body = [axes, svg.polyline([(x(low), y(low)), (x(100), y(100))], "roof d2")]
+    ax = svg.axes(
+        svg.Span(low=low, high=101, title="probability that the answer claims, %"),
+        svg.Span(low=low, high=101, title="answers that are right, %"),
+    )
+    svg.line(ax, [low, 100], [low, 100], "roof d2")
     for stage, points in bins.items():
-        colour = labels.colour(stage)
-        placed = [(x(a), y(b)) for a, b in points]
-        body += [
-            svg.polyline(placed, f"line thin {colour}"),
-            join(*(svg.mark("circle", *p, 3.4, f"mark {colour}") for p in placed)),
-        ]
+        colour, (claimed, right) = labels.colour(stage), zip(*points, strict=True)
+        svg.line(ax, claimed, right, f"line thin {colour}")
+        svg.marks(ax, "circle", claimed, right, 3.4, f"mark {colour}")
     derived = {(r["stage"], r["runtime"]): r for r in document["derived"]["accuracy"]}
     errors = [(row["stage"], derived[row["stage"], row["runtime"]]["calibration_error"]) for row in rows]
     description = "; ".join(f"{stage}: calibration error {fmt.percent_interval(error)}" for stage, error in errors)
-    return svg.drawing("reliability", "Reliability of the answers", description, frame, *body)
+    return svg.drawing("reliability", "Reliability of the answers", description, ax)

@@ -7,8 +7,7 @@ from compress.report.labels import Labels
 from compress.report.markup import Markup
 from compress.report.tables_corruptions import lines
 
-_NAMES = 96.0
-_BETWEEN = 13.0  # files of one kind
+_ROW = 13.0  # of one file, px
 
 
 def drawn(document: dict[str, Any]) -> list[str]:
@@ -24,25 +23,24 @@ def corruptions(document: dict[str, Any], labels: Labels) -> Markup | None:
     if not rows:
         return None
     kinds = list(rows[0]["kinds"])
-    height = _BETWEEN * len(rows) + 14
-    frame = svg.Frame(width=820, height=14 + height * (len(kinds) + 1) + 46, left=_NAMES)
     clean = {row["stage"]: 100 * _clean(row) for row in rows}
     ends = {(row["stage"], kind): _span(row["kinds"][kind]) for row in rows for kind in kinds}
     low, high = svg.spread([*clean.values(), *(v for span in ends.values() for v in span)], least=10)
-    x = svg.Scale(low=max(0.0, low), high=min(100.5, high), start=frame.x[0], end=frame.x[1])
-    body = [svg.axes(frame, x, None, x_title="top-1 on the report images, %", x_text="{:g}".format)]
-    for number, kind in enumerate(["as they are", *kinds]):
-        top = frame.y[1] + height * number
-        body.append(svg.text(_NAMES - 10, top + height / 2 + 4, kind, "t", "end"))
+    slots = len(rows) + 1  # of a kind: a row a file, and air
+    names = ["as they are", *kinds]
+    x = svg.Span(low=max(0.0, low), high=min(100.5, high), title="top-1 on the report images, %")
+    ax = svg.axes(x, None, width=820, height=60 + _ROW * slots * len(names))
+    ax.set_ylim(slots * len(names) - 0.5, -0.5)
+    svg.names(ax.yaxis, names, at=[number * slots + slots / 2 - 0.5 for number in range(len(names))])
+    for number, kind in enumerate(names):
         for place, row in enumerate(rows):
-            stage, y = row["stage"], top + 7 + _BETWEEN * (place + 0.5)
+            stage, y = row["stage"], number * slots + place + 0.5
             colour, middle = labels.colour(stage), clean[stage]
             if number:
-                least, mean, most = ends[stage, kind]
-                body.append(svg.line(x(least), y, x(most), y, f"whisker {colour}"))
-                middle = mean
-            body.append(svg.mark("circle", x(middle), y, 4.2, f"mark {colour}"))
-    return svg.drawing("corruptions", "Top-1 on corrupted images", "; ".join(lines(document)), frame, *body)
+                least, middle, most = ends[stage, kind]
+                svg.line(ax, [least, most], [y, y], f"whisker {colour}")
+            svg.marks(ax, "circle", [middle], [y], 4.2, f"mark {colour}")
+    return svg.drawing("corruptions", "Top-1 on corrupted images", "; ".join(lines(document)), ax)
 
 
 def _clean(row: dict[str, Any]) -> float:

@@ -33,33 +33,33 @@ def roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
     if not cells:
         return None
     over = roofs(cells)
-    corners = [gmacs * 1e9 / bytes_per_second for gmacs, bytes_per_second in over.values()]
-    frame = svg.Frame(right=76)
-    low, high = svg.spread([*(c["macs_per_byte"]["value"] for c in cells), *corners], log=True, share=0.12, least=4)
-    x = svg.Scale(low=low, high=high, start=frame.x[0], end=frame.x[1], log=True)
+    ridges = [gmacs * 1e9 / bytes_per_second for gmacs, bytes_per_second in over.values()]
+    low, high = svg.spread([*(c["macs_per_byte"]["value"] for c in cells), *ridges], log=True, share=0.12, least=4)
+    x = svg.Span(low=low, high=high, log=True, title="MACs for each byte of the file (log scale)")
     reached = [c["gmacs_per_second"]["value"] for c in cells] + [gmacs for gmacs, _ in over.values()]
     low, high = svg.spread(reached, log=True, share=0.12, least=4)
-    y = svg.Scale(low=low, high=high, start=frame.y[0], end=frame.y[1], log=True)
-    body = [svg.axes(frame, x, y, x_title="MACs for each byte of the file (log scale)", y_title="GMAC/s (log scale)")]
+    y = svg.Span(low=low, high=high, log=True, title="GMAC/s (log scale)")
+    ax = svg.axes(x, y)
     for number, (threads, (gmacs, bytes_per_second)) in enumerate(over.items()):
-        body.append(svg.polyline(_roof(x, y, gmacs, bytes_per_second), f"roof d{number % 4}"))
-        body.append(svg.text(frame.x[1] + 5, y(gmacs) + 4, fmt.threads(threads), "t"))
+        corners = _roof(x, y, gmacs, bytes_per_second)
+        svg.line(ax, [left for left, _ in corners], [top for _, top in corners], f"roof d{number % 4}")
+        svg.text(ax, x.high, gmacs, fmt.threads(threads), va="center", xytext=(5, 0))
     for cell in cells:
-        at = x(cell["macs_per_byte"]["value"]), y(cell["gmacs_per_second"]["value"])
         twin = " hollow" if cell["role"] == "teacher" else ""
-        body.append(svg.mark(labels.shape(cell["runtime"]), *at, 6.0, f"mark {labels.colour(cell['stage'])}{twin}"))
+        svg.marks(ax, labels.shape(cell["runtime"]), [cell["macs_per_byte"]["value"]],
+                  [cell["gmacs_per_second"]["value"]], 6.0, f"mark {labels.colour(cell['stage'])}{twin}")  # fmt: skip
     description = "; ".join(
         f"{labels.cell(c)}: {fmt.shown(c['gmacs_per_second'], fmt.gmacs)}, "
         f"{fmt.shown(c['peak_share'], fmt.percent)} of float32's peak"
         for c in cells
     )
-    return svg.drawing("roofline", "Arithmetic under the CPU's roofs", description, frame, *body)
+    return svg.drawing("roofline", "Arithmetic under the CPU's roofs", description, ax)
 
 
-def _roof(x: svg.Scale, y: svg.Scale, gmacs: float, bytes_per_second: float) -> list[tuple[float, float]]:
-    """The slope of memory up to the peak, as far as it lies inside the frame."""
+def _roof(x: svg.Span, y: svg.Span, gmacs: float, bytes_per_second: float) -> list[tuple[float, float]]:
+    """The slope of memory up to the peak, as far as it lies inside the axes."""
     per_byte = bytes_per_second / 1e9  # GMAC/s for each MAC a byte
     start = max(x.low, y.low / per_byte)
     corner = min(gmacs / per_byte, x.high)
-    first = [] if math.isclose(start, corner) else [(x(start), y(start * per_byte))]
-    return [*first, (x(corner), y(gmacs)), (x(x.high), y(gmacs))]
+    first = [] if math.isclose(start, corner) else [(start, start * per_byte)]
+    return [*first, (corner, gmacs), (x.high, gmacs)]

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from compress.report import format as fmt
 from compress.report import svg
 from compress.report.labels import Labels
-from compress.report.markup import Markup, element, join
+from compress.report.markup import Markup
 
 _MOST_POINTS = 300  # of one curve in the page; the JSON holds all
 
@@ -25,62 +27,43 @@ def waterfall(document: dict[str, Any], labels: Labels) -> Markup | None:
     stages = [s for s in document["derived"]["stages"] if s["stage"] in levels]
     if len(stages) < 2:
         return None
-    frame = svg.Frame(bottom=58, top=24)
     low, high = svg.spread(
         [100 * v for s in stages for v in (levels[s["stage"]]["low"], levels[s["stage"]]["high"])], share=0.1, least=1.0
     )
-    y = svg.Scale(low=low, high=high, start=frame.y[0], end=frame.y[1])
-    slot = (frame.x[1] - frame.x[0]) / len(stages)
-    centres = {s["stage"]: frame.x[0] + slot * (i + 0.5) for i, s in enumerate(stages)}
-    body = [_ground(frame, y)]
-    for stage in stages:
-        body.append(_step(stage, levels, centres, min(slot * 0.3, 34.0), y, frame))
+    ax = svg.axes(None, svg.Span(low=low, high=high, title="top-1 on the report split, %"))
+    ax.set_xlim(-0.5, len(stages) - 0.5)
+    gone = [" dropped" if s["decision"] == "dropped" else "" for s in stages]
+    svg.names(ax.xaxis, [svg.shortened(s["stage"], 16) for s in stages], [f"t label{dropped}" for dropped in gone])
+    places = {s["stage"]: place for place, s in enumerate(stages)}
+    for stage, dropped in zip(stages, gone, strict=True):
+        _step(ax, stage, levels, places, min(0.3, 0.07 * len(stages)), dropped)
     description = "; ".join(f"{s['stage']}: {fmt.percent_interval(levels[s['stage']])}" for s in stages)
-    return svg.drawing("waterfall", "Top-1 from stage to stage", description, frame, *body)
-
-
-def _ground(frame: svg.Frame, y: svg.Scale) -> Markup:
-    (left, right), (bottom, _) = frame.x, frame.y
-    grid = [join(svg.line(left, y(t), right, y(t), "grid"), svg.text(left - 8, y(t) + 4, f"{t:g}", "t", "end"))
-            for t in y.ticks()]  # fmt: skip
-    title = {"x": -float(frame.top), "y": 13.0, "text_anchor": "end", "transform": "rotate(-90)"}
-    return join(
-        *grid,
-        svg.line(left, bottom, right, bottom, "axis"),
-        element("text", "top-1 on the report split, %", class_="t name", **title),
-    )
+    return svg.drawing("waterfall", "Top-1 from stage to stage", description, ax)
 
 
 def _step(
-    stage: dict[str, Any], levels: dict[str, Any], centres: dict[str, float], half: float, y: svg.Scale,
-    frame: svg.Frame,
-) -> Markup:  # fmt: skip
-    level, x = levels[stage["stage"]], centres[stage["stage"]]
-    here = y(100 * level["value"])
-    dropped = " dropped" if stage["decision"] == "dropped" else ""
-    parts, top = [], y(100 * level["high"])
+    ax: Axes, stage: dict[str, Any], levels: dict[str, Any], places: dict[str, int], half: float, dropped: str
+) -> None:
+    """The bar from the parent's level to the stage's own, its level and interval, and what it cost."""
+    level, x = levels[stage["stage"]], places[stage["stage"]]
+    here, top = 100 * level["value"], 100 * level["high"]
     parent = levels.get(stage["parent"])
-    if parent and stage["parent"] in centres:
-        there = y(100 * parent["value"])
-        top = min(top, there)
-        loses = level["value"] < parent["value"]
-        parts.append(svg.line(centres[stage["parent"]] + half, there, x + half, there, "link"))
-        parts.append(svg.box(x - half, there, x + half, here, ("fall" if loses else "rise") + dropped))
-    parts += [
-        svg.line(x - half, here, x + half, here, f"level{dropped}"),
-        svg.line(x, y(100 * level["low"]), x, y(100 * level["high"]), f"whisker plain{dropped}"),
-        svg.text(x, top - 7, fmt.percent(level["value"]), f"t number{dropped}", "middle"),
-        svg.text(x, frame.y[0] + 17, _shortened(stage["stage"], 16), f"t label{dropped}", "middle"),
-    ]
+    if parent and stage["parent"] in places:
+        there = 100 * parent["value"]
+        top = max(top, there)
+        svg.line(ax, [places[stage["parent"]] + half, x + half], [there, there], "link")
+        looks = ("fall" if here < there else "rise") + dropped
+        svg.bars(ax, [x - half], [there], 2 * half, [here - there], looks)
+    svg.line(ax, [x - half, x + half], [here, here], f"level{dropped}")
+    svg.line(ax, [x, x], [100 * level["low"], 100 * level["high"]], f"whisker plain{dropped}")
+    svg.text(ax, x, top, fmt.percent(level["value"]), f"t number{dropped}", ha="center", xytext=(0, 7))
     change = stage["cost_on_report_fraction"]
     words = "not kept" if dropped else ""
     if change["value"] is not None:
         words = f"{fmt.points_interval({**change, 'low': None, 'reason': ''})}" + (", not kept" if dropped else "")
-    return join(*parts, svg.text(x, frame.y[0] + 32, words, "t small", "middle"))
-
-
-def _shortened(words: str, most: int) -> str:
-    return words if len(words) <= most else words[: most - 1] + "…"
+    if words:
+        below = {"xytext": (0, -26), "xycoords": ax.get_xaxis_transform(), "ha": "center", "va": "top"}
+        svg.text(ax, x, 0, words, "t small", **below)
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -102,19 +85,18 @@ def losses(document: dict[str, Any], labels: Labels) -> Markup | None:
     curves = {name: points for name, points in curves.items() if len(points) > 1}
     if not curves:
         return None
-    frame = svg.Frame()
     steps, values = ([p[i] for points in curves.values() for p in points] for i in (0, 1))
     log = min(values) > 0 and max(values) / min(values) > 20
     low, high = svg.spread(values, log=log)
-    x = svg.Scale(low=min(steps), high=max(steps) if max(steps) > min(steps) else min(steps) + 1,
-                  start=frame.x[0], end=frame.x[1])  # fmt: skip
-    y = svg.Scale(low=low, high=high, start=frame.y[0], end=frame.y[1], log=log)
-    body = [svg.axes(frame, x, y, x_title="training step", y_title="loss" + (" (log scale)" if log else ""),
-                     x_text=fmt.count)]  # fmt: skip
+    last = max(steps) if max(steps) > min(steps) else min(steps) + 1
+    ax = svg.axes(
+        svg.Span(low=min(steps), high=last, title="training step", text=fmt.count),
+        svg.Span(low=low, high=high, log=log, title="loss" + (" (log scale)" if log else "")),
+    )
     for name, points in curves.items():
-        body.append(svg.polyline([(x(s), y(v)) for s, v in points], f"line {labels.colour(name)}"))
+        svg.line(ax, [step for step, _ in points], [loss for _, loss in points], f"line {labels.colour(name)}")
     description = "; ".join(
         f"{name}: {points[0][1]:.3g} at step {points[0][0]:g}, {points[-1][1]:.3g} at step {points[-1][0]:g}"
         for name, points in curves.items()
     )
-    return svg.drawing("losses", "Training loss", description, frame, *body)
+    return svg.drawing("losses", "Training loss", description, ax)

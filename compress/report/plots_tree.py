@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from compress.report import format as fmt
 from compress.report import svg
-from compress.report.markup import Markup, element, join
+from compress.report.markup import Markup
+from compress.report.rows_tree import path_words, pixels
 
 _WIDTH = 1120.0
 _SIDES = (58.0, 50.0, 44.0, 38.0, 32.0)  # of the filters, level by level
@@ -13,22 +16,13 @@ _BARS = 44.0  # height of a leaf's bars
 _ROW, _SAMPLE, _STEP = 68.0, 40.0, 62.0
 
 
-def _pixels(data: str, x: float, y: float, side: float) -> Markup:
-    """A small picture in a frame, its pixels left as squares; (x, y) is the middle."""
-    corner = {"x": x - side / 2, "y": y - side / 2, "width": side, "height": side}
-    picture = element("image", href=f"data:image/png;base64,{data}", class_="pixels", **corner)
-    return join(element("rect", class_="well", **corner), picture)
-
-
-def _leaf(probabilities: list[float], x: float, bottom: float, width: float) -> Markup:
+def _leaf(ax: Axes, probabilities: list[float], x: float, bottom: float, width: float) -> None:
     """A leaf's distribution as bars from `bottom` upwards; the likeliest class is in colour."""
     bar, best = width / len(probabilities), max(probabilities)
-    bars = []
     for k, p in enumerate(probabilities):
-        left = x - width / 2 + k * bar
-        class_ = "bar best" if p == best else "bar"
-        bars.append(svg.box(left, bottom, left + bar - min(0.6, bar / 3), bottom - p * _BARS, class_))
-    return join(*bars, svg.line(x - width / 2, bottom, x + width / 2, bottom, "axis"))
+        looks = "bar best" if p == best else "bar"
+        svg.bars(ax, [x - width / 2 + k * bar], [bottom], bar - min(0.6, bar / 3), [-p * _BARS], looks)
+    svg.line(ax, [x - width / 2, x + width / 2], [bottom, bottom], "axis")
 
 
 def _place(node: int) -> tuple[float, float]:
@@ -44,37 +38,30 @@ def tree(document: dict[str, Any]) -> Markup | None:
         return None
     count = len(facts["filters"])
     whole = count.bit_length() == facts["depth"]
-    links, nodes = [], []
-    for node, data in enumerate(facts["filters"]):
-        x, y = _place(node)
-        for child in (2 * node + 1, 2 * node + 2):
-            ends = {"x1": x, "y1": y, "x2": _place(child)[0], "y2": _place(child)[1]}
-            links.append(element("line", class_="flow", stroke_width=0.6 + 15 * derived["share"][child], **ends))
-        nodes.append(_pixels(data, x, y, _SIDES[(node + 1).bit_length() - 1]))
-    if whole:
-        nodes += [_leaf_in_tree(facts, derived, leaf, count + leaf) for leaf in range(count + 1)]
     height = _place(2 * count)[1] + (_BARS + 24 if whole else 4)
+    ax = svg.canvas(_WIDTH, height)
+    for node in range(count):
+        for child in (2 * node + 1, 2 * node + 2):
+            (x, y), (x_below, y_below) = _place(node), _place(child)
+            svg.line(ax, [x, x_below], [y, y_below], "flow", width=0.6 + 15 * derived["share"][child])
+    for node, data in enumerate(facts["filters"]):
+        svg.picture(ax, pixels(data), *_place(node), _SIDES[(node + 1).bit_length() - 1])
+    for leaf in range(count + 1 if whole else 0):
+        _leaf_in_tree(ax, facts, derived, leaf, count + leaf)
     description = (
         f"depth {facts['depth']}; {derived['used_leaves']} of {len(facts['leaves'])} leaves answer images "
         "of the report split"
     )
-    frame = svg.Frame(width=_WIDTH, height=height)
-    return svg.drawing("tree", "The soft decision tree", description, frame, *links, *nodes)
+    return svg.drawing("tree", "The soft decision tree", description, ax)
 
 
-def _leaf_in_tree(facts: dict[str, Any], derived: dict[str, Any], leaf: int, node: int) -> Markup:
+def _leaf_in_tree(ax: Axes, facts: dict[str, Any], derived: dict[str, Any], leaf: int, node: int) -> None:
     (x, y), width = _place(node), min(30.0, _WIDTH / len(facts["leaves"]) - 4)
     unused = "" if facts["reached"][node] else " unused"
-    name = derived["leaves"][leaf]["best"]
-    return join(
-        element("rect", class_="well", x=x - width / 2 - 1, y=y - 2, width=width + 2, height=_BARS + 4),
-        _leaf(facts["leaves"][leaf], x, y + _BARS + 1, width),
-        svg.text(x, y + _BARS + 17, _short(name, max(2, int(width / 6))), f"t number{unused}", "middle"),
-    )
-
-
-def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    name = svg.shortened(derived["leaves"][leaf]["best"], max(2, int(width / 6)))
+    svg.bars(ax, [x - width / 2 - 1], [y - 2], width + 2, [_BARS + 4], "well")
+    _leaf(ax, facts["leaves"][leaf], x, y + _BARS + 1, width)
+    svg.text(ax, x, y + _BARS + 17, name, f"t number{unused}", ha="center", va="baseline")
 
 
 def paths(document: dict[str, Any]) -> Markup | None:
@@ -84,41 +71,28 @@ def paths(document: dict[str, Any]) -> Markup | None:
         return None
     levels = len(facts["filters"]).bit_length()
     columns = 2 if _SAMPLE + 44 + (levels + 1) * _STEP + 100 <= _WIDTH / 2 else 1
-    rows = [
-        _path(facts, derived, number, (number % columns) * _WIDTH / columns, 34 + (number // columns) * _ROW)
-        for number in range(len(facts["samples"]))
-    ]
-    frame = svg.Frame(width=_WIDTH, height=8 + -(-len(rows) // columns) * _ROW)
-    return svg.drawing("tree-paths", "Paths of some images", "; ".join(path_words(document)), frame, *rows)
+    count = len(facts["samples"])
+    ax = svg.canvas(_WIDTH, 8 + -(-count // columns) * _ROW)
+    for number in range(count):
+        _path(ax, facts, derived, number, (number % columns) * _WIDTH / columns, 34 + (number // columns) * _ROW)
+    return svg.drawing("tree-paths", "Paths of some images", "; ".join(path_words(document)), ax)
 
 
-def _path(facts: dict[str, Any], derived: dict[str, Any], number: int, left: float, y: float) -> Markup:
+def _path(ax: Axes, facts: dict[str, Any], derived: dict[str, Any], number: int, left: float, y: float) -> None:
     sample, found = facts["samples"][number], derived["samples"][number]
-    x = left + _SAMPLE / 2 + 2
-    parts = [_pixels(sample["image"], x, y, _SAMPLE), svg.text(x, y + 33, _short(sample["label"], 9), "t", "middle")]
+    x, below = left + _SAMPLE / 2 + 2, {"ha": "center", "va": "baseline"}
+    svg.picture(ax, pixels(sample["image"]), x, y, _SAMPLE)
+    svg.text(ax, x, y + 33, svg.shortened(sample["label"], 9), **below)
     shown = [node for node in sample["path"][:-1] if node < len(facts["filters"])]
     for level, node in enumerate(shown):
         x = left + _SAMPLE + 44 + level * _STEP
-        parts += [
-            svg.line(x - 40, y, x - 18, y, "axis"),
-            _pixels(facts["filters"][node], x, y, 34.0),
-            svg.text(x, y + 30, found["turns"][level], "t small", "middle"),
-        ]
+        svg.line(ax, [x - 40, x - 18], [y, y], "axis")
+        svg.picture(ax, pixels(facts["filters"][node]), x, y, 34.0)
+        svg.text(ax, x, y + 30, found["turns"][level], "t small", **below)
     x += _STEP
-    answer = f"{_short(found['answer'], 9)}, {fmt.percent(found['probability'])}"
+    answer = f"{svg.shortened(found['answer'], 9)}, {fmt.percent(found['probability'])}"
     verdict = "right" if found["right"] else "wrong"
-    parts += [
-        svg.line(x - 43, y, x - 19, y, "axis" if len(shown) == facts["depth"] else "link"),
-        _leaf(facts["leaves"][found["leaf"]], x, y + 20, 34.0),
-        svg.text(x + 24, y - 1, answer, "t number"),
-        svg.text(x + 24, y + 14, verdict, f"t small {'pass' if found['right'] else 'fail'}"),
-    ]
-    return join(*parts)
-
-
-def path_words(document: dict[str, Any]) -> list[str]:
-    """Each sample's path in words: `3: right, left → 3, 91.0 %`."""
-    return [
-        f"{sample['label']}: {', '.join(found['turns'])} → {found['answer']}, {fmt.percent(found['probability'])}"
-        for sample, found in zip(document["tree"]["samples"], document["derived"]["tree"]["samples"], strict=True)
-    ]
+    svg.line(ax, [x - 43, x - 19], [y, y], "axis" if len(shown) == facts["depth"] else "link")
+    _leaf(ax, facts["leaves"][found["leaf"]], x, y + 20, 34.0)
+    svg.text(ax, x + 24, y - 1, answer, "t number", va="baseline")
+    svg.text(ax, x + 24, y + 14, verdict, f"t small {'pass' if found['right'] else 'fail'}", va="baseline")

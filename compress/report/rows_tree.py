@@ -1,6 +1,14 @@
 """What a soft decision tree answers, leaf by leaf, and how some images get there."""
 
+import base64
+import io
 from typing import Any
+
+import numpy as np
+
+from compress.report import format as fmt
+
+_MOST_PIXELS = 512  # a side
 
 
 def tree_row(facts: dict[str, Any]) -> dict[str, Any] | None:
@@ -22,6 +30,8 @@ def tree_row(facts: dict[str, Any]) -> dict[str, Any] | None:
         raise ValueError("a leaf of the tree has another number of classes than the data")
     if len(tree["filters"]) + 1 not in {2**levels for levels in range(1, depth + 1)}:
         raise ValueError(f"{len(tree['filters'])} filters are no whole levels of a tree of depth {depth}")
+    for data in (*tree["filters"], *(sample["image"] for sample in tree["samples"])):
+        pixels(data)
     best = [max(range(len(leaf)), key=leaf.__getitem__) for leaf in leaves]
     images = tree["reached"][0]
     return {
@@ -52,3 +62,24 @@ def _sample(
         "probability": leaves[leaf][best[leaf]],
         "right": answer == sample["label"],
     }
+
+
+def pixels(data: str) -> np.ndarray:
+    """Base64 of a small PNG file as uint8 `[H,W,4]`. Raises ValueError for anything else."""
+    from PIL import Image  # only a report with a tree needs it
+
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as picture:
+            if max(picture.size) > _MOST_PIXELS:
+                raise ValueError(f"{picture.size[0]} x {picture.size[1]} pixels, allowed are {_MOST_PIXELS} a side")
+            return np.asarray(picture.convert("RGBA"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"a picture of the tree cannot be shown: {error}") from error
+
+
+def path_words(document: dict[str, Any]) -> list[str]:
+    """Each sample's path in words: `3: right, left → 3, 91.0 %`."""
+    return [
+        f"{sample['label']}: {', '.join(found['turns'])} → {found['answer']}, {fmt.percent(found['probability'])}"
+        for sample, found in zip(document["tree"]["samples"], document["derived"]["tree"]["samples"], strict=True)
+    ]
