@@ -1,4 +1,9 @@
-"""The README's commands and claims are run: it is the product's face."""
+"""The README's commands and claims are run: it is the product's face.
+
+    python tests/test_readme.py --renew
+
+writes its reference of the command line anew, from `--help`.
+"""
 
 import json
 import re
@@ -8,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from compress.cli.main import compress as group
 from compress.cli.main import main
@@ -37,6 +43,25 @@ ELSEWHERE = [c for c in COMMANDS if "--on" in c]
 RUNS = [c for c in COMMANDS if c.startswith("compress run")]
 QUANTIZES = [c for c in COMMANDS if c.startswith("compress quantize")]
 CONVERTS = [c for c in COMMANDS if c.startswith("compress convert")]
+
+
+BEGIN, END = "<!-- from --help -->\n", "<!-- until here -->\n"
+
+
+def reference() -> str:
+    """Every command's `--help`, each to be unfolded."""
+    parts = []
+    for name in group.list_commands(click.Context(group)):
+        shown = CliRunner().invoke(group, [name, "--help"], prog_name="compress", terminal_width=80)
+        assert shown.exit_code == 0
+        summary = f"<details><summary><code>compress {name}</code></summary>"
+        parts.append(f"{summary}\n\n```text\n{shown.output.strip()}\n```\n\n</details>\n")
+    return "\n".join(parts)
+
+
+def with_reference(readme: str) -> str:
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{reference()}\n{END}{rest.split(END)[1]}"
 
 
 def run(command: str, monkeypatch) -> int:
@@ -157,3 +182,12 @@ def test_the_table_of_runtimes_is_that_of_the_record(monkeypatch):
     assert runtimes.into_readme(found["rows"]) == README
     assert runtimes.page(found) == (ROOT / "benchmarks" / "RUNTIMES.md").read_text()
     assert len(runtimes.short_table(found["rows"])) == 2 + len(found["rows"])
+
+
+def test_the_reference_is_what_help_says():
+    assert with_reference(README) == README
+    assert README.count("<details><summary><code>compress ") == len(group.list_commands(click.Context(group)))
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--renew"]:
+    (ROOT / "README.md").write_text(with_reference(README))
