@@ -55,7 +55,9 @@ def _every(items: list[dict[str, Any]], key: str) -> Callable[[str], None]:
 
 
 def places(facts: dict[str, Any]) -> dict[str, Callable[[str], None]]:
-    """Twelve kinds of text that come from outside, each with what puts a text there."""
+    """Thirteen kinds of text that come from outside, each with what puts a text there."""
+    rungs = [rung for stage in facts["stages"] for rung in stage.get("ladder") or []]
+    layers = [row for rung in rungs for row in rung.get("layers", {}).get("layers", [])]
     failed = [m for m in facts["measurements"] if m["failure"]]
     return {
         "run name": _every([facts["run"]], "name"),
@@ -70,6 +72,7 @@ def places(facts: dict[str, Any]) -> dict[str, Callable[[str], None]]:
         "what a stage did": _every(facts["stages"], "what"),
         "file name": _every(facts["artifacts"][-1:], "file"),
         "exception": _every(failed, "failure"),
+        "node names": _every(layers, "layer"),
     }
 
 
@@ -278,7 +281,7 @@ def test_on_paper_nothing_is_cut_off(browser: Browser, path: Path) -> None:
 
 
 def test_places_and_payloads_are_as_many_as_they_claim() -> None:
-    assert len(set(PAYLOADS)) == 40 and len(places(make_facts())) == 12
+    assert len(set(PAYLOADS)) == 40 and len(places(with_ladder())) == 13
 
 
 @pytest.fixture(scope="module")
@@ -289,8 +292,8 @@ def window(browser: Browser, path: Path) -> Iterator[Watched]:
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_hostile_text_runs_nowhere(window: Watched, tmp_path: Path, payload: str) -> None:
-    """Twelve places at once, told apart by a number before the text."""
-    facts = make_facts()
+    """All places at once, told apart by a number before the text."""
+    facts = with_ladder()
     for number, put in enumerate(places(facts).values()):
         put(f"place {number}: {payload}")
     path = tmp_path / "report.html"
@@ -309,7 +312,7 @@ def test_hostile_text_runs_nowhere(window: Watched, tmp_path: Path, payload: str
         }""",
         payload,
     )
-    assert [n for n in range(12) if f"place {n}: " not in text] == []
+    assert [n for n in range(13) if f"place {n}: " not in text] == []
     assert hits == 0 and scripts == 1 and window.quiet()
     named = {"iframe", "object", "embed", "link", "base", "form", "video", "audio", "img", "a", "math", "details"}
     assert not named & set(names)

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -244,7 +245,8 @@ def _rendered(ax: Axes) -> ElementTree.Element:
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         # the browser has its own fonts
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        _figure(ax).savefig(file, format="svg", metadata={"Date": None})
+        # `savefig` would draw once more, to lay out what drawing lays out itself
+        FigureCanvasSVG(_figure(ax)).print_svg(file, metadata={"Date": None})
     return ElementTree.fromstring(file.getvalue())
 
 
