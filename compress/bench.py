@@ -26,7 +26,7 @@ from compress.worker import START_ALLOWANCE_S, Unavailable, load_adapter
 POOL_SIZE = 128
 ANSWER_BATCH = 64
 INSPECT_MEMORY_BYTES = 8 << 30
-# Failures of opening that are the machine's and not the file's; the adapters' contract, see runtimes/__init__.py.
+# Failures of opening that are the machine's, not the file's: see runtimes/__init__.py
 NOT_THE_FILE = frozenset(["RuntimeError", "ImportError", "ModuleNotFoundError", "OSError"])
 
 
@@ -87,11 +87,13 @@ def measure(
     plugins: tuple[Path, ...] = (),
     timeout_s: float = 0.0,
     host: Host = HERE,
+    memory: bool = False,
 ) -> list[Measurement]:
     """One Measurement a cell, in the order of `cells`; a failed cell states its reason and stops no other.
 
     `images`: real images, uint8 `[N,H,W,C]`. `on_visit(done, total)` is called between visits. `timeout_s` is for one
-    visit; 0 derives it from the tier. Raises UsageError for an unknown runtime, ValueError for two cells of one name.
+    visit; 0 derives it from the tier. With `memory`, that is looked at in a visit of its own for each cell.
+    Raises UsageError for an unknown runtime, ValueError for two cells of one name.
     """
     if len({cell.name for cell in cells}) < len(cells):
         raise ValueError(f"cells need names of their own, got {[cell.name for cell in cells]}")
@@ -105,8 +107,9 @@ def measure(
             for number in range(tier.rounds)
             for position, index in enumerate(visit_order(seed, number, len(cells)))
         ]
+        total = len(plan) + memory * len(cells)
         for done, (number, position, cell) in enumerate(plan):
-            on_visit(done, len(plan))
+            on_visit(done, total)
             if cell.name in failures:
                 continue
             spec = specs[cell.name] | asdict(tier) | {"seed": [seed, number], "paced_s": tier.paced_s}
@@ -119,8 +122,22 @@ def measure(
                 failures[cell.name] = readable(failure, spec["model"], cell.artifact.path)
                 continue
             visits[cell.name].append(visit | {"round": number, "position": position})
-        on_visit(len(plan), len(plan))
-    return [_measurement(cell, visits[cell.name], failures.get(cell.name, "")) for cell in cells]
+        held: dict[str, dict[str, Any]] = {}
+        for done, cell in enumerate(cells if memory else []):
+            on_visit(len(plan) + done, total)
+            if cell.name not in failures:
+                held[cell.name] = _held(specs[cell.name], seed, work, plugins, host)
+        on_visit(total, total)
+    return [_measurement(cell, visits[cell.name], failures.get(cell.name, ""), held.get(cell.name)) for cell in cells]
+
+
+def _held(spec: dict[str, Any], seed: int, work: Path, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
+    """What a cell holds of the memory, in bytes (see `worker.py`), or the reason in `failure`."""
+    try:
+        visit = host.run(spec | {"mode": "memory", "seed": [seed, 0]}, work, 2 * spec["start_allowance_s"], plugins)
+    except ChildFailed as failure:
+        return {"failure": str(failure)}
+    return {key: visit[key] for key in ("peak_rss_bytes", "empty_rss_bytes", "pss_bytes")} | {"failure": ""}
 
 
 def sustained(
@@ -344,7 +361,7 @@ def _spec(mode: str, runtime: str, model: Path, threads: int, plugins: tuple[Pat
     return {"mode": mode, "adapter": str(adapter), "model": str(model), "threads": threads}
 
 
-def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Measurement:
+def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str, memory: dict[str, Any] | None) -> Measurement:
     return Measurement(
         cell=cell.name,
         artifact=cell.artifact.stage,
@@ -353,8 +370,8 @@ def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str) -> Meas
         runtime_version=visits[0]["runtime_version"] if visits else "",
         threads=cell.threads,
         batch=cell.batch,
-        # A cell that failed half-way has no median over rounds to compare.
-        visits=() if failure else tuple(visits),
+        visits=() if failure else tuple(visits),  # some of the rounds would be no median to compare
+        memory=memory,
         failure=failure,
     )
 

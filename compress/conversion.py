@@ -5,6 +5,7 @@ into, no network where the system allows that, a home of its own, a `pip` that f
 """
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import sys
@@ -22,7 +23,7 @@ from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
-VERSIONS = {"convert": 2, "float_twin": 1, "numerics": 1}
+VERSIONS = {"convert": 2, "float_twin": 1, "numerics": 2}
 TIMEOUT_S = 900.0
 MEMORY_BYTES = 12 << 30
 # What a converter may fill: its largest file, and all of its folder
@@ -116,22 +117,30 @@ def in_float(store: Store, artifact: Artifact) -> Artifact:
     )
 
 
-def weights_of(store: Store, artifact: Artifact) -> dict[str, Any]:
-    """What `numerics` counts in the weights of an ONNX file. Raises Unmeasurable."""
+def numbers_of(store: Store, artifact: Artifact, images: np.ndarray) -> dict[str, Any]:
+    """What `numerics` counts in an ONNX file, and between its layers for some of `images` (uint8 `[N,H,W,C]`). Raises
+    Unmeasurable.
+    """
+    places = np.unique(np.linspace(0, len(images) - 1, numerics.SAMPLES).round().astype(int))
+    samples = np.ascontiguousarray(images[places])
 
     def make(folder: Path) -> dict[str, Any]:
         with workspace(store.root / "scratch") as work:
-            return _in_child(artifact, Path(numerics.__file__), work, ())
+            return _in_child(artifact, Path(numerics.__file__), work, (), images=samples)
 
-    parts = {"version": VERSIONS["numerics"], "file": artifact.digest, "versions": versions("onnx")}
+    parts = {
+        "version": VERSIONS["numerics"], "file": artifact.digest, "versions": versions("onnx", "onnxruntime"),
+        "images": hashlib.sha256(samples.tobytes()).hexdigest(),
+    }  # fmt: skip
     return store.step("numerics", parts, make, say).facts
 
 
 def _in_child(
-    artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...], kit: Path | None = None
-) -> dict[str, Any]:
+    artifact: Artifact, adapter: Path, work: Path, plugins: tuple[Path, ...], kit: Path | None = None,
+    images: np.ndarray | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What the adapter's `convert` says of what it wrote into `work/files`; in the environment of the `kit` where one
-    is named. Raises Unmeasurable with its reason.
+    is named, and with `images` where it looks at such. Raises Unmeasurable with its reason.
     """
     source = model_files.private_copy(artifact, work / "source")
     for name in ("files", "home", "programs"):
@@ -145,6 +154,9 @@ def _in_child(
         "adapter": str(adapter), "source": str(source), "folder": str(work / "files"), "writable": str(work),
         "precision": artifact.precision, "file_bytes": FILE_BYTES,
     }  # fmt: skip
+    if images is not None:
+        spec["images"] = str(work / "images.npy")
+        np.save(work / "images.npy", images)
     changes = {
         "HOME": str(work / "home"),
         "PATH": os.pathsep.join([str(work / "programs"), os.environ.get("PATH", "")]),

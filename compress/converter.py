@@ -4,8 +4,8 @@
 
 SPEC.json: `adapter` (its file), `source` (a copy of the ONNX file), `folder` (where the files go), `precision`,
 `result` (where the JSON result goes, by atomic rename), `writable` (the one folder that may be written to),
-`file_bytes` (the largest file) and `cap_s` (wall clock). The result holds the adapter's facts and `locks`, what the
-sandbox held; a failure is a result too, as of `worker.py`.
+`file_bytes` (the largest file) and `cap_s` (wall clock); `images` (.npy) where the adapter looks at some. The result
+holds the adapter's facts and `locks`, what the sandbox held; a failure is a result too, as of `worker.py`.
 """
 
 import json
@@ -24,7 +24,8 @@ def convert(spec: dict[str, Any]) -> dict[str, Any]:
     locks = sandbox.enter(spec["writable"])
     resource.setrlimit(resource.RLIMIT_FSIZE, (spec["file_bytes"], spec["file_bytes"]))
     adapter = worker.load_adapter(spec["adapter"])
-    facts = adapter.convert(Path(spec["source"]), Path(spec["folder"]), spec["precision"])
+    looked_at = {"images": Path(spec["images"])} if "images" in spec else {}
+    facts = adapter.convert(Path(spec["source"]), Path(spec["folder"]), spec["precision"], **looked_at)
     return {**facts, "locks": locks}
 
 

@@ -76,6 +76,7 @@ def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario
         "twin_of": twin_of,
         "failure": measurement.failure,
         "visits": visits,
+        "memory": measurement.memory,
         "sustained": measurement.sustained,
     }
 

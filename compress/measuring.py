@@ -83,10 +83,12 @@ def latency(
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session. The teacher's first cell is the control's original."""
     cells = cells_of(pairs, threads, plugins, refused, scenario, host)
-    with Progress("benchmark", len(cells) * bench.TIERS[tier].rounds, "visits") as bar:
+    length = bench.TIERS[tier]
+    memory = length.extra_rounds > 0
+    with Progress("benchmark", len(cells) * (length.rounds + memory), "visits") as bar:
         measured = bench.measure(
-            cells, images, bench.TIERS[tier], seed=seed, scratch=store.root / "scratch",
-            on_visit=lambda done, total: bar.to(done), plugins=plugins, host=host,
+            cells, images, length, seed=seed, scratch=store.root / "scratch",
+            on_visit=lambda done, total: bar.to(done), plugins=plugins, host=host, memory=memory,
         )  # fmt: skip
     if not scenario.sustained_s:
         return measured
@@ -137,7 +139,7 @@ def bench_files(
         dataset = plan.load_data(recipe, store).report
         images, note = dataset.images, f"{dataset.name}, report split"
     offers = _for_runtimes(artifacts, recipe.runtimes, store)
-    warnings = [said for artifact in artifacts for said in _of_weights(artifact, store)]
+    warnings = [said for artifact in artifacts for said in _of_numbers(artifact, images, store)]
     environment = host.environment()
     measurements = latency(
         [(offer.artifact, offer.runtime) for offer in offers], recipe.threads, images, tier, recipe.seed, store,
@@ -162,11 +164,11 @@ def bench_files(
     return document, measurements
 
 
-def _of_weights(artifact: Artifact, store: Store) -> list[str]:
+def _of_numbers(artifact: Artifact, images: np.ndarray, store: Store) -> list[str]:
     try:
-        return numerics.sentences(artifact.path.name, conversion.weights_of(store, artifact))
+        return numerics.sentences(artifact.path.name, conversion.numbers_of(store, artifact, images))
     except Unmeasurable as error:  # what is timed need not be read by others
-        return [f"{artifact.path.name}: its weights were not looked at: {error.message}"]
+        return [f"{artifact.path.name}: its numbers were not looked at: {error.message}"]
 
 
 def _for_runtimes(artifacts: list[Artifact], runtimes: tuple[str, ...], store: Store) -> list[Offer]:

@@ -1,8 +1,9 @@
-"""Weights that cost time or answers: numbers below the smallest normal one, and what is no number at all.
+"""Numbers that cost time or answers: those below the smallest normal one, and what is no number at all.
 
 Many processors multiply subnormal numbers a hundred times slower than others; a pruned network whose BatchNorm was
-folded may be full of them. `compress export` writes zeros in their place; a file from elsewhere is asked about here, in
-the locked-up process of a conversion, of which this module is a kind of adapter.
+folded may be full of them. `compress export` writes zeros in place of such weights; a file from elsewhere is looked
+through here, weights and activations, in the locked-up process of a conversion, of which this module is a kind of
+adapter.
 """
 
 from collections.abc import Iterator
@@ -15,20 +16,69 @@ import numpy as np
 _DIVISORS = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Div": (1,), "Pow": (1,)}
 
 
-def convert(source: Path, folder: Path, precision: str) -> dict[str, Any]:
+SAMPLES = 32  # images whose activations are looked at
+# what is told of: a softmax may well give a few
+_TOLD_SHARE = 1e-4
+
+
+def convert(source: Path, folder: Path, precision: str, images: Path | None = None) -> dict[str, Any]:
     """The number of floating-point `weights` of the ONNX file `source`, of `subnormal` ones among them (in 32 and 64
-    bits, in which processors compute), and of `not_finite` ones (NaN or infinite). Writes nothing.
+    bits, in which processors compute), and of `not_finite` ones (NaN or infinite); and of `images` (.npy, uint8
+    `[N,H,W,C]`) the same of all `activations`, by ONNX Runtime on the CPU without its optimisations, with the name of
+    the tensor that has `most` of each kind.
     """
     import onnx
 
-    found = {"weights": 0, "subnormal": 0, "not_finite": 0}
-    for values in _weights(onnx.load(source).graph):
+    model = onnx.load(source)
+    found: dict[str, Any] = {"weights": 0, "subnormal": 0, "not_finite": 0}
+    for values in _weights(model.graph):
         found["weights"] += values.size
-        if values.dtype in (np.float32, np.float64):
-            size = np.abs(values)
-            found["subnormal"] += int(((size > 0) & (size < np.finfo(values.dtype).tiny)).sum())
-        found["not_finite"] += int((~np.isfinite(values.astype(np.float64))).sum())
-    return found
+        subnormal, not_finite = _counted(values)
+        found["subnormal"] += subnormal
+        found["not_finite"] += not_finite
+    return found | ({"activations": _activations(model, folder, images)} if images else {})
+
+
+def _counted(values: np.ndarray) -> tuple[int, int]:
+    """How many are subnormal, and how many no finite numbers."""
+    subnormal = 0
+    if values.dtype in (np.float32, np.float64):
+        size = np.abs(values)
+        subnormal = int(((size > 0) & (size < np.finfo(values.dtype).tiny)).sum())
+    return subnormal, int((~np.isfinite(values.astype(np.float64))).sum())
+
+
+def _activations(model: Any, folder: Path, images: Path) -> dict[str, Any]:
+    import onnx
+    import onnxruntime
+
+    from compress.worker import to_inputs
+
+    given = {each.name for each in model.graph.output}
+    computed = [node for node in model.graph.node if node.op_type != "Constant"]
+    names = [name for node in computed for name in node.output if name and name not in given]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    path = folder / "looked.onnx"
+    onnx.save(model, path, save_as_external_data=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    floats = [each.name for each in session.get_outputs() if each.type in ("tensor(float)", "tensor(double)")]
+    (wanted,) = session.get_inputs()
+    count = wanted.shape[0] if isinstance(wanted.shape[0], int) else 1
+    found, by_name = {"values": 0, "subnormal": 0, "not_finite": 0}, {name: [0, 0] for name in floats}
+    for image in np.load(images):
+        answers = session.run(floats, {wanted.name: to_inputs(np.repeat(image[None], count, axis=0))})
+        for name, values in zip(floats, answers, strict=True):
+            found["values"] += values.size
+            for kind, more in enumerate(_counted(np.asarray(values))):
+                by_name[name][kind] += more
+    for kind, key in enumerate(("subnormal", "not_finite")):
+        found[key] = sum(counts[kind] for counts in by_name.values())
+    most = {key: max(floats, key=lambda name: by_name[name][kind], default="")
+            for kind, key in enumerate(("subnormal", "not_finite"))}  # fmt: skip
+    return {**found, "most": most}
 
 
 def _weights(graph: Any) -> Iterator[np.ndarray]:
@@ -54,4 +104,15 @@ def sentences(file: str, found: dict[str, Any]) -> list[str]:
         )
     if found["not_finite"]:
         said.append(f"{file}: {found['not_finite']:,} of {found['weights']:,} weights are NaN or infinite")
+    activations = found.get("activations", {"values": 0, "subnormal": 0, "not_finite": 0})
+    if activations["subnormal"] > _TOLD_SHARE * activations["values"]:
+        said.append(
+            f"{file}: {activations['subnormal'] / activations['values']:.2%} of its activations are subnormal numbers, "
+            f"most of them in `{activations['most']['subnormal']}`: many processors are far slower with these"
+        )
+    if activations["not_finite"]:
+        said.append(
+            f"{file}: {activations['not_finite']:,} of {activations['values']:,} activations are NaN or infinite, most "
+            f"of them in `{activations['most']['not_finite']}`"
+        )
     return said

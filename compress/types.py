@@ -166,6 +166,7 @@ class Measurement:
     threads: int
     batch: int
     visits: tuple[dict[str, Any], ...] = ()  # one a round; see worker.py for the fields
+    memory: dict[str, Any] | None = None  # of a visit of its own: see worker.py, or `failure`
     sustained: dict[str, Any] | None = None  # `windows` and `failure`, where the cell was to work without a pause
     failure: str = ""
 

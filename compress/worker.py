@@ -4,15 +4,15 @@ Stand-alone: the standard library, numpy and one adapter file (`runtimes/*.py`) 
 
     python -P worker.py SPEC.json
 
-SPEC.json: `mode` (`probe`, `latency`, `sustained`, `answers`, `inspect`), `adapter` (path of the adapter file),
-`result` (where the JSON result goes, by atomic rename), and unless probing `model` and `threads`; further `images`
-(.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`, `queries`
-(fewest, of all `rounds`), `logits` (.npy to write); `fps` and `paced_s` where queries are to come at a rate too;
-`cold`, to load the model with nothing of it in memory; `extra_s`, for how long one image is asked again and again, and
-the CPU's peaks are taken, after the block; `placed`, to ask after that where the model's nodes run; `sustained_s`, for
-how long to go on without a pause. Optional: `progress` (a file that grows by a byte for each image answered) and the
-limits `cap_s` (wall clock) and `memory_bytes` (address space); `unproved`, to ask the adapter first whether it can be
-used here at all.
+SPEC.json: `mode` (`probe`, `latency`, `memory`, `sustained`, `answers`, `inspect`), `adapter` (path of the adapter
+file), `result` (where the JSON result goes, by atomic rename), and unless probing `model` and `threads`; further
+`images` (.npy, uint8 `[N,H,W,C]`), `batch`, `seed` (a list of whole numbers), `warmup_runs`, `warmup_s`, `block_s`,
+`queries` (fewest, of all `rounds`), `logits` (.npy to write); `fps` and `paced_s` where queries are to come at a rate
+too; `cold`, to load the model with nothing of it in memory; `extra_s`, for how long one image is asked again and again,
+and the CPU's peaks are taken, after the block; `placed`, to ask after that where the model's nodes run; `sustained_s`,
+for how long to go on without a pause. Optional: `progress` (a file that grows by a byte for each image answered) and
+the limits `cap_s` (wall clock) and `memory_bytes` (address space); `unproved`, to ask the adapter first whether it can
+be used here at all.
 
 A failure is a result too: `{"error", "kind", "stage"}` with exit status 1; the traceback goes to standard error.
 """
@@ -42,6 +42,7 @@ import numpy as np
 WARMUP_KEPT = 50
 # So that a slow model's visit still has a median.
 MIN_BLOCK_RUNS = 5
+MEMORY_QUERIES = 8
 # For the queries that a percentile wants, a block may go on for so many times its seconds.
 LONGEST_BLOCKS = 5
 STEADY_SHARE = 0.02
@@ -273,18 +274,18 @@ def cpu_ns_of(folders: list[Path]) -> int:
     return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-def peak_rss_bytes(folders: Sequence[Path] = ()) -> int:
-    """The most memory that this process has held, and each of `folders` in /proc; 0 where the system does not say.
+def held_bytes(field: str, folders: Sequence[Path]) -> int:
+    """A number of kilobytes of the processes with these folders in /proc, in bytes; 0 where the system does not say.
 
-    Not `ru_maxrss`: Linux carries that over from the parent through fork and exec.
+    VmHWM, the most that was resident, is not `ru_maxrss`: Linux carries that over from the parent by fork and exec.
     """
     total = 0
-    for folder in (Path("/proc/self"), *folders):
+    for folder in folders:
         try:
-            lines = (folder / "status").read_text().splitlines()
+            lines = (folder / ("smaps_rollup" if field == "Pss" else "status")).read_text().splitlines()
         except OSError:
             continue
-        total += next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+        total += next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
     return total
 
 
@@ -293,7 +294,6 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     pool = np.load(spec["images"])
     queries = draw(pool, spec["batch"], spec["seed"])
-    empty_rss_bytes = peak_rss_bytes()
     if spec.get("cold"):
         facts["cold"] = forget(Path(spec["model"]))
     adapter, session = start(spec, facts)
@@ -316,7 +316,6 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
     if spec.get("fps"):
         with stage("paced", facts):
             facts["paced_samples_ns"] = paced(timer(adapter), session, queries, spec["fps"], spec["paced_s"])
-    facts["peak_rss_bytes"] = peak_rss_bytes(others)
     if spec.get("extra_s"):
         with stage("repeated", facts):
             repeated_ns, *_ = repeat(adapter, session, same(pool, spec["batch"]), MIN_BLOCK_RUNS, spec["extra_s"])
@@ -336,7 +335,27 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         "timer_ns": timer_ns(),
         "cpu_ns_per_inference": cpu_ns / len(samples_ns),
         "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
+    }
+
+
+def memory(spec: dict[str, Any]) -> dict[str, Any]:
+    """The model loaded and asked a few times, with nothing timed: the most memory that this process, and what it
+    started, held (`peak_rss_bytes`), what this one held before it knew of a runtime (`empty_rss_bytes`), and their part
+    of what is shared with others at the end (`pss_bytes`).
+    """
+    facts: dict[str, Any] = {}
+    queries = draw(np.load(spec["images"], mmap_mode="r"), spec["batch"], spec["seed"])
+    own = Path("/proc/self")
+    empty_rss_bytes = held_bytes("VmHWM", [own])
+    adapter, session = start(spec, facts)
+    with stage("memory", facts):
+        for _ in range(MEMORY_QUERIES):
+            adapter.run(session, next(queries))
+    processes = [own, *started()]
+    return {
+        "peak_rss_bytes": held_bytes("VmHWM", processes),
         "empty_rss_bytes": empty_rss_bytes,
+        "pss_bytes": held_bytes("Pss", processes),
     }
 
 
@@ -447,7 +466,14 @@ def probe(spec: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-MODES = {"probe": probe, "latency": latency, "sustained": sustained, "answers": answers, "inspect": inspect}
+MODES = {
+    "probe": probe,
+    "latency": latency,
+    "memory": memory,
+    "sustained": sustained,
+    "answers": answers,
+    "inspect": inspect,
+}
 
 
 def limit(spec: dict[str, Any]) -> None:

@@ -122,9 +122,16 @@ def test_two_names_of_one_artifact_and_a_runtime_that_is_not_here(artifact, imag
     cells = [cell("one", artifact), cell("two", artifact, threads=2), cell("gpu", artifact, "ort_cuda")]
     seen = []
     result = bench.measure(
-        cells, images, TIER, seed=7, scratch=tmp_path / "s", on_visit=lambda *progress: seen.append(progress)
+        cells,
+        images,
+        TIER,
+        seed=7,
+        scratch=tmp_path / "s",
+        on_visit=lambda *progress: seen.append(progress),
+        memory=True,
     )
     assert [m.cell for m in result] == ["one", "two", "gpu"]
+    assert result[0].memory["pss_bytes"] > 0 and (result[2].failure == "") == (result[2].memory is not None)
     for measurement, threads in zip(result[:2], (1, 2), strict=True):
         assert measurement.failure == "" and measurement.artifact_digest == artifact.digest
         assert [v["round"] for v in measurement.visits] == [0, 1]
@@ -135,7 +142,6 @@ def test_two_names_of_one_artifact_and_a_runtime_that_is_not_here(artifact, imag
             assert sum(visit["samples_ns"]) <= visit["block_ns"]
             assert 3 <= len(visit["warmup_ns"]) <= worker.WARMUP_KEPT
             assert min(visit["import_ns"], visit["load_ns"], visit["first_inference_ns"]) > 0
-            assert visit["peak_rss_bytes"] > visit["empty_rss_bytes"] > 0
             assert visit["cpu_ns_per_inference"] > 0
     for number in (0, 1):
         positions = [bench.visit_order(7, number, 3).index(i) for i in (0, 1)]
@@ -144,7 +150,7 @@ def test_two_names_of_one_artifact_and_a_runtime_that_is_not_here(artifact, imag
     gpu = result[2]
     assert gpu.failure or all(v["effective"]["providers"][0] == "CUDAExecutionProvider" for v in gpu.visits)
     assert not gpu.failure or ("pip install" in gpu.failure and gpu.visits == ())
-    assert seen == [(done, 6) for done in range(7)]
+    assert seen == [(done, 9) for done in range(10)]
     assert list((tmp_path / "s").iterdir()) == []
 
 
@@ -300,10 +306,12 @@ def test_peak_memory_is_the_childs_own(artifact, images, tmp_path, monkeypatch):
     ballast = np.ones(400 << 20, np.uint8)  # would show in ru_maxrss, which a child inherits
     tier = dataclasses.replace(TIER, rounds=1)
     cells = [cell("large", artifact, "large"), cell("small", artifact, "small")]
-    large, small = bench.measure(cells, images, tier, seed=0, scratch=tmp_path / "s")
-    growth = large.visits[0]["peak_rss_bytes"] - small.visits[0]["peak_rss_bytes"]
+    large, small = bench.measure(cells, images, tier, seed=0, scratch=tmp_path / "s", memory=True)
+    growth = large.memory["peak_rss_bytes"] - small.memory["peak_rss_bytes"]
     assert growth == pytest.approx(256 << 20, rel=0.05)
-    assert small.visits[0]["peak_rss_bytes"] < ballast.nbytes / 2
+    assert small.memory["empty_rss_bytes"] < small.memory["peak_rss_bytes"] < ballast.nbytes / 2
+    assert 0 < small.memory["pss_bytes"] <= small.memory["peak_rss_bytes"]
+    assert not any("peak_rss_bytes" in visit for visit in small.visits), "a timed visit looks at nothing else"
 
 
 def test_files_that_cannot_be_measured_are_rows_with_a_reason(artifact, images, tmp_path):

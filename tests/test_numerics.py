@@ -51,13 +51,45 @@ def test_weights_are_counted(tmp_path):
     assert numerics.sentences("a.onnx", found | {"subnormal": 0, "not_finite": 0}) == []
 
 
+def test_activations_are_counted_where_the_images_are_asked(tmp_path):
+    weights = np.zeros((16, 3), np.float32)
+    weights[:, 0], weights[0, 1], weights[5, 2] = 1e-38, 3e38, 3e38  # a white image: 1.6e-37, 3e38, and then infinity
+    weights[6, 2] = 3e38
+    a_file(tmp_path / "a.onnx", weights)
+    images = np.zeros((5, 4, 4, 1), np.uint8)
+    images[0], images[1, 0, 0] = 255, 128  # the second: 0.5e-38, which is subnormal
+    np.save(tmp_path / "images.npy", images)
+    found = numerics.convert(tmp_path / "a.onnx", tmp_path, "float32", images=tmp_path / "images.npy")["activations"]
+    assert found["values"] == 5 * (16 + 3 + 3)
+    # the second image's product and two of its logits, and the Constant 1e-40 in the logits of the black ones
+    assert found["subnormal"] == 3 + 3 * 3 and found["not_finite"] == 2
+    assert found["most"]["not_finite"] in ("inner", "logits")
+    nothing = {"weights": 9, "subnormal": 0, "not_finite": 0}
+    said = numerics.sentences("a.onnx", nothing | {"activations": found})
+    assert "of its activations are subnormal" in said[0] and "2 of 110 activations are NaN or infinite" in said[1]
+    few = found | {"values": 10**6, "not_finite": 0}
+    assert numerics.sentences("a.onnx", nothing | {"activations": few}) == []
+
+
+def test_a_file_of_a_fixed_batch_and_one_in_int8_are_looked_at(tmp_path):
+    a_file(tmp_path / "a.onnx", np.ones((16, 3), np.float32))
+    model = onnx.load(tmp_path / "a.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "b.onnx")
+    np.save(tmp_path / "images.npy", np.zeros((3, 4, 4, 1), np.uint8))
+    found = numerics.convert(tmp_path / "b.onnx", tmp_path, "float32", images=tmp_path / "images.npy")
+    assert found["activations"]["values"] == 3 * 2 * 22
+
+
 def test_bench_warns_of_them(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESS_STORE", str(tmp_path / "store"))
     a_file(tmp_path / "slow.onnx", np.full((16, 3), 1e-41, np.float32))
     done = CliRunner().invoke(group, ["bench", str(tmp_path / "slow.onnx"), "--synthetic", "--tier", "smoke", "--json"])
     assert done.exit_code in (0, 4), done.output
-    (warning,) = json.loads(done.stdout)["warnings"]
-    assert warning.startswith("slow.onnx: 49 of 52 weights are subnormal numbers")
+    of_weights, of_activations = json.loads(done.stdout)["warnings"]
+    assert of_weights.startswith("slow.onnx: 49 of 52 weights are subnormal numbers")
+    assert of_activations.startswith("slow.onnx: 27.27% of its activations are subnormal numbers, most of them in `")
 
 
 def test_an_exported_file_has_none_and_answers_alike(tmp_path):

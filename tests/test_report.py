@@ -39,6 +39,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+MEMORY = {"peak_rss_bytes": 182_000_000, "empty_rss_bytes": 40_000_000, "pss_bytes": 150_000_000, "failure": ""}
+
+
 def _visit(round_number: int, position: int, median_ms: float, noise: np.random.Generator) -> dict:
     median_ns = median_ms * 1e6 * math.exp(noise.normal(0, 0.006))
     shape = np.exp(0.05 * np.clip(np.linspace(-2, 2, 101), -1.2, 3) + 0.25 * np.linspace(0, 1, 101) ** 14)
@@ -54,7 +57,6 @@ def _visit(round_number: int, position: int, median_ms: float, noise: np.random.
         "median_ns": round(median_ns),
         "quantiles_ns": [int(q) for q in quantiles],
         "cpu_ns_per_inference": median_ns * 1.02,
-        "peak_rss_bytes": 182_000_000,
         "effective": {"threads": 1},
     }
 
@@ -76,6 +78,7 @@ def _measurement(stage: str, runtime: str, place: int, *, twin: bool = False, fa
         "twin_of": cell if twin else "",
         "failure": failure,
         "visits": visits,
+        "memory": None if failure else dict(MEMORY),
     }
 
 
@@ -774,6 +777,28 @@ def test_numbers_as_text():
     assert fmt.ratio_interval({"value": 4.69, "low": 4.68, "high": 4.7, "reason": ""}) == "4.69x (4.68-4.70)"
     assert [fmt.about(n) for n in (7, 54_936)] == ["7", "55,000"]
     assert [fmt.duration(s) for s in (9.04, 125, 3725)] == ["9.0 s", "2 min 05 s", "1 h 02 min"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "in_visits", "peak", "own"),
+    [
+        (MEMORY, None, 182e6, 142e6),
+        (MEMORY | {"empty_rss_bytes": 190e6}, None, 182e6, 0),
+        ({"failure": "killed"}, None, "killed", "killed"),
+        # reports of earlier versions, and of phones
+        (None, 99e6, 99e6, "the whole process alone was looked at"),
+        ({"failure": "gives no memory"}, 99e6, 99e6, "the whole process alone was looked at"),
+        (None, None, "this tier does not look at memory", "this tier does not look at memory"),
+    ],
+)
+def test_memory_is_that_of_its_own_visit(facts, memory, in_visits, peak, own):
+    one = facts["measurements"][0]
+    one["memory"] = memory
+    for visit in one["visits"] if in_visits else []:
+        visit["peak_rss_bytes"] = in_visits
+    cell = report.document_of(facts)["derived"]["cells"][0]
+    for key, wanted in (("peak_rss_bytes", peak), ("own_rss_bytes", own)):
+        assert wanted in (cell[key]["value"], cell[key]["reason"])
 
 
 def test_ticks_lie_inside_their_scale():

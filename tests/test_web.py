@@ -119,11 +119,11 @@ def test_a_visit_counts_the_other_process_and_leaves_none(name, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     cell = bench.Cell(name="cell", artifact=artifact, runtime=name, threads=1)
     tier = bench.Tier(name="t", rounds=1, warmup_runs=5, warmup_s=0.0, block_s=0.3)
-    (measured,) = bench.measure([cell], images, tier, seed=0, scratch=tmp_path / "s")
+    (measured,) = bench.measure([cell], images, tier, seed=0, scratch=tmp_path / "s", memory=True)
     assert not measured.failure
     (visit,) = measured.visits
     # 60 MB is more than Python, numpy and a server take: the program is in it
-    assert visit["peak_rss_bytes"] - visit["empty_rss_bytes"] > 60e6
+    assert measured.memory["peak_rss_bytes"] - measured.memory["empty_rss_bytes"] > 60e6
     assert visit["cpu_ns_per_inference"] > 0 and min(visit["samples_ns"]) > 0
     # what the page measured lies inside of what the whole way takes
     assert sum(visit["samples_ns"]) < visit["block_ns"]
@@ -257,7 +257,9 @@ def version(): return "1"
 def open_session(path, threads):
     work = "b = bytearray(80_000_000)\\nwhile True: pass"
     return subprocess.Popen(["python3", "-c", work])
-def run(session, inputs): return inputs
+def run(session, inputs):
+    time.sleep(0.1)
+    return inputs
 def timed(session, inputs):
     time.sleep(0.02)
     return 5_000_000, 2_000_000
@@ -274,5 +276,6 @@ def test_an_adapter_that_takes_the_time_itself(tmp_path):
     }  # fmt: skip
     visit = run_child(spec, tmp_path, 60, ())
     assert set(visit["samples_ns"]) == {5_000_000} and visit["transfer_ns"] == 2_000_000
-    assert visit["peak_rss_bytes"] - visit["empty_rss_bytes"] > 80e6, "what it started holds that much"
+    held = run_child(spec | {"mode": "memory"}, tmp_path, 60, ())
+    assert held["peak_rss_bytes"] - held["empty_rss_bytes"] > 80e6, "what it started holds that much"
     assert visit["cpu_ns_per_inference"] > 5e6, "the other process was busy for all of the 20 ms"

@@ -151,6 +151,7 @@ def _numbers(measurement: dict[str, Any], artifact: dict[str, Any], seed: int) -
         "round_medians_ns": [middle_ns(v) for v in measurement["visits"]],
         "queries": sum(v["n"] for v in measurement["visits"]),
         **{k: _over_visits(measurement, k) for k in _PER_VISIT},
+        **_memory(measurement),
         **_loads(measurement["visits"]),
         "images_per_second": measured(images_per_second),
         **_arithmetic(measurement, artifact, images_per_second),
@@ -171,6 +172,19 @@ def _unevenness(measurement: dict[str, Any], latency: Estimate) -> dict[str, Est
         "outliers_fraction": measured((mild + severe) / queries),
         "severe_outliers_fraction": measured(severe / queries),
     }
+
+
+def _memory(measurement: dict[str, Any]) -> dict[str, Estimate]:
+    """The most memory that the process held, and what of it came with the runtime and the model."""
+    held = measurement.get("memory")
+    if held and not held["failure"]:
+        peak, own = held["peak_rss_bytes"], held["peak_rss_bytes"] - held["empty_rss_bytes"]
+        return {"peak_rss_bytes": measured(peak), "own_rss_bytes": measured(max(0, own))}
+    if any(visit.get("peak_rss_bytes") for visit in measurement["visits"]):
+        whole = _over_visits(measurement, "peak_rss_bytes")
+        return {"peak_rss_bytes": whole, "own_rss_bytes": missing("the whole process alone was looked at")}
+    why = held["failure"] if held else "this tier does not look at memory"
+    return dict.fromkeys(_MEMORY, missing(why))
 
 
 def _loads(visits: list[dict[str, Any]]) -> dict[str, Estimate]:
@@ -211,13 +225,14 @@ def _arithmetic(measurement: dict[str, Any], artifact: dict[str, Any], images_pe
 
 
 _PER_VISIT = (
-    "import_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference", "peak_rss_bytes"
+    "import_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference"
 )  # fmt: skip
+_MEMORY = ("peak_rss_bytes", "own_rss_bytes")
 
 
 def _no_numbers(reason: str) -> dict[str, Any]:
     keys = (
-        "latency_ns", *_PER_VISIT, "load_ns", "load_cold_ns", "images_per_second", *_OF_MACS, "jitter",
+        "latency_ns", *_PER_VISIT, *_MEMORY, "load_ns", "load_cold_ns", "images_per_second", *_OF_MACS, "jitter",
         "outliers_fraction", "severe_outliers_fraction",
     )  # fmt: skip
     return {
