@@ -16,7 +16,7 @@ Config = knobs.NoKnobs
 
 # enough for images this easy
 EPOCHS = 28
-TEACHER_EPOCHS = 10
+TEACHER_EPOCHS = 20
 BATCH_SIZE, LEARNING_RATE = 64, 0.05
 TIER = "smoke"
 LICENSE = "CC BY 4.0 (UCI Machine Learning Repository)"
