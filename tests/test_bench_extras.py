@@ -125,3 +125,36 @@ def test_peaks_are_of_the_order_of_a_processors():
     found = worker.peaks(2)
     assert 0.1 < found["peak_gmacs_per_second"] < 1e5 and 1e8 < found["peak_bytes_per_second"] < 1e13
     assert np.isfinite(list(found.values())).all()
+
+
+RECORDING = """
+import numpy as np
+from compress.runtimes import ort_cpu
+from compress.runtimes.ort_cpu import FORMAT, effective, open_session, unavailable, version
+kept = []
+def run(session, inputs):
+    logits = ort_cpu.run(session, inputs)
+    if len(kept) < 256:
+        kept.append((inputs, logits))
+        if len(kept) == 256:
+            np.savez({place!r}, **dict(zip(("inputs", "logits"), map(np.concatenate, zip(*kept)))))
+    return logits
+"""
+
+
+def test_what_is_timed_answers_as_what_is_judged(artifact, images, tmp_path, monkeypatch):  # noqa: F811
+    """BT-16: of 256 queries of a timed run, the very bits that the accuracy run gives for these images."""
+    place = tmp_path / "kept.npz"
+    source = RECORDING.format(place=str(place))
+    (tmp_path / "recording.py").write_text(source)
+    monkeypatch.setattr(bench, "runtime_file", lambda name, plugins=(): tmp_path / "recording.py")
+    tier = dataclasses.replace(TIER, rounds=1, block_s=0.5, queries=256)
+    [found] = bench.measure([cell("one", artifact, "recording")], images, tier, seed=5, scratch=tmp_path / "s")
+    assert not found.failure and len(found.visits[0]["samples_ns"]) >= 256
+    monkeypatch.undo()
+    kept = np.load(place)
+    asked = np.rint(kept["inputs"].transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    assert len(np.unique(asked.reshape(256, -1), axis=0)) > 32, "different images"
+    monkeypatch.setattr(bench, "ANSWER_BATCH", 1)
+    judged = bench.answers(artifact, "ort_cpu", asked, threads=1, scratch=tmp_path / "s")
+    assert judged.tobytes() == kept["logits"].tobytes()
