@@ -1,9 +1,9 @@
 """A/A control: the same ONNX file measured under two names must show no difference.
 
-The claim: the interval of the ratio contains 1 and is no wider than ±5 %. A machine or a protocol that fails this makes
-differences up, and no speed-up measured with it means anything. With `--runs`, so many comparisons, one after the other,
-and how many of their intervals leave 1 out: of 95 % intervals one in twenty does, and the claim is then that no more do,
-as far as so many runs can tell.
+The claim: the interval of the ratio contains 1 and is no wider than ±5 %. A machine or a protocol that fails this
+makes differences up, and no speed-up measured with it means anything. With `--runs`, so many comparisons, one after the
+other, and how many of their intervals leave 1 out: of 95 % intervals one in twenty does, and the claim is then that no
+more do, as far as so many runs can tell.
 """
 
 import argparse
