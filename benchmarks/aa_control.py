@@ -14,7 +14,7 @@ import numpy as np
 import record
 
 from compress import bench, files, measuring, plan, recipe, stats
-from compress.errors import Unmeasurable, unknown
+from compress.errors import Unmeasurable, UsageError, unknown
 from compress.progress import say
 from compress.store import Store
 from compress.types import Artifact, Measurement
@@ -65,6 +65,8 @@ def main() -> int:
     options = arguments()
     if options.tier not in bench.TIERS:
         raise unknown("tier", options.tier, list(bench.TIERS), where="--tier")
+    if options.runs < 1:
+        raise UsageError("--runs takes a number from 1 up", code="E-OPTION-VALUE")
     store = Store.default()
     artifact = files.open_onnx(options.onnx, store.root / "scratch")
     images, note = images_for(artifact, options.data, options.seed, store)

@@ -137,6 +137,7 @@ STYLE = (
 )
 
 
+@svg.settings()
 def picture() -> str:
     """Top-1 against latency, one panel a student, one line a criterion from the whole student on."""
     frames, width = [], 520.0
@@ -150,7 +151,7 @@ def picture() -> str:
         for place, criterion in enumerate(CRITERIA):
             points = [at[id(row)] for row in rows if row is rows[0] or row["criterion"] == criterion]
             svg.line(ax, *zip(*points, strict=True), f"line {criterion}")
-            svg.marks(ax, "circle", *zip(*points[1:], strict=True), 3.5, criterion)
+            svg.marks(ax, "circle", [x for x, _ in points[1:]], [y for _, y in points[1:]], 3.5, criterion)
             svg.text(ax, 0.75, 0.35 - 0.06 * place, f"● {criterion}", criterion, xycoords="axes fraction")
         frames.append(f'<g transform="translate({number * width:g} 0)">{svg.inside(ax, student)}</g>')
     size = f'viewBox="0 0 {width * len(records):g} 340"'

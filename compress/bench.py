@@ -126,17 +126,17 @@ def measure(
         for done, cell in enumerate(cells if memory else []):
             on_visit(len(plan) + done, total)
             if cell.name not in failures:
-                held[cell.name] = _held(specs[cell.name], seed, work, plugins, host)
+                held[cell.name] = _held(cell, specs[cell.name], seed, work, plugins, host)
         on_visit(total, total)
     return [_measurement(cell, visits[cell.name], failures.get(cell.name, ""), held.get(cell.name)) for cell in cells]
 
 
-def _held(spec: dict[str, Any], seed: int, work: Path, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
+def _held(cell: Cell, spec: dict, seed: int, work: Path, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
     """What a cell holds of the memory, in bytes (see `worker.py`), or the reason in `failure`."""
     try:
         visit = host.run(spec | {"mode": "memory", "seed": [seed, 0]}, work, 2 * spec["start_allowance_s"], plugins)
     except ChildFailed as failure:
-        return {"failure": str(failure)}
+        return {"failure": readable(failure, spec["model"], cell.artifact.path)}
     return {key: visit[key] for key in ("peak_rss_bytes", "empty_rss_bytes", "pss_bytes")} | {"failure": ""}
 
 
@@ -167,8 +167,8 @@ def sustained(
                 continue
             spec = specs[cell.name] | {"mode": "sustained", "seed": [seed, 0], "sustained_s": seconds}
             try:
-                visit = host.run(spec, work, spec["start_allowance_s"] + 2 * seconds, plugins)
-                found[cell.name] = {"windows": visit["windows"], "failure": ""}
+                visit = host.run(spec, work, spec["start_allowance_s"] + 30 + 2 * seconds, plugins)
+                found[cell.name] = {"windows": visit["windows"], "energy": visit["energy"], "failure": ""}
             except ChildFailed as failure:
                 found[cell.name] = {"windows": [], "failure": readable(failure, spec["model"], cell.artifact.path)}
         on_cell(len(cells), len(cells))

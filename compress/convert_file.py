@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress import artifact_steps, bench, catalog, files, kit, plan, runtime_files
+from compress import app_folder, artifact_steps, bench, catalog, files, plan, runtime_files
 from compress.errors import UsageError
 from compress.publish import golden_index
 from compress.recipe import Recipe
@@ -58,7 +58,7 @@ def convert_file(
             done.append(Converted(offer=offer, folder=None))
             continue
         logits = artifact_steps.answers_step(job, store, offer.artifact, runtime, asked)[chosen]
-        kit.write(
+        app_folder.write(
             out / runtime, artifact=offer.artifact, source=artifact, runtime=runtime,
             module=catalog.load("runtimes", runtime).module,
             version=bench.runtime_state(runtime)["version"], conversion=offer.conversion,

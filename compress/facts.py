@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress import __version__, environment, recipe
-from compress.store import digest, write_atomic
+from compress.store import digest, gzip_bytes, write_atomic
 from compress.types import SINGLE_STREAM, Measurement, Scenario
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def _artifact_facts(link: "Link", files: dict[str, str]) -> dict[str, Any]:
         "precision": artifact.precision,
         "digest": artifact.digest,
         "size_bytes": artifact.size_bytes,
+        "gzip_bytes": gzip_bytes(artifact.path),
         "parameters": artifact.parameters,
         "macs": artifact.macs,
         "parity": link.parity,

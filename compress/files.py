@@ -14,7 +14,7 @@ from compress.child import HERE, Host
 from compress.environment import allowed_threads, tool_commit
 from compress.errors import CompressError, InputRejected, UsageError
 from compress.runtimes.ort_cpu import TOLERANCE
-from compress.store import digest, file_digest, read_json
+from compress.store import digest, file_digest, gzip_bytes, read_json
 from compress.types import Artifact, Dataset, Environment, Scenario
 
 
@@ -250,7 +250,8 @@ def document(
         {
             "stage": a.stage, "role": "student" if i else "teacher", "file": a.path.name, "format": a.format,
             "precision": a.precision, "digest": a.digest, "size_bytes": a.size_bytes,
-            "parameters": a.parameters or None, "macs": a.macs or None, "parity": None,
+            "gzip_bytes": gzip_bytes(a.path), "parameters": a.parameters or None, "macs": a.macs or None,
+            "parity": None,
         }
         for i, a in enumerate(artifacts)
     ]  # fmt: skip

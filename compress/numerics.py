@@ -19,6 +19,7 @@ _DIVISORS = {"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "Div": (1,), 
 SAMPLES = 32  # images whose activations are looked at
 # what is told of: a softmax may well give a few
 _TOLD_SHARE = 1e-4
+_FLOATS = ("tensor(float16)", "tensor(float)", "tensor(double)")
 
 
 def convert(source: Path, folder: Path, precision: str, images: Path | None = None) -> dict[str, Any]:
@@ -36,7 +37,12 @@ def convert(source: Path, folder: Path, precision: str, images: Path | None = No
         subnormal, not_finite = _counted(values)
         found["subnormal"] += subnormal
         found["not_finite"] += not_finite
-    return found | ({"activations": _activations(model, folder, images)} if images else {})
+    if images:
+        try:
+            found["activations"] = _activations(model, folder, images)
+        except Exception as error:  # what is known of the weights is told all the same
+            found["activations"] = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    return found
 
 
 def _counted(values: np.ndarray) -> tuple[int, int]:
@@ -64,12 +70,14 @@ def _activations(model: Any, folder: Path, images: Path) -> dict[str, Any]:
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    floats = [each.name for each in session.get_outputs() if each.type in ("tensor(float)", "tensor(double)")]
+    floats = [each.name for each in session.get_outputs() if each.type in _FLOATS]
     (wanted,) = session.get_inputs()
     count = wanted.shape[0] if isinstance(wanted.shape[0], int) else 1
     found, by_name = {"values": 0, "subnormal": 0, "not_finite": 0}, {name: [0, 0] for name in floats}
-    for image in np.load(images):
-        answers = session.run(floats, {wanted.name: to_inputs(np.repeat(image[None], count, axis=0))})
+    samples = np.load(images)
+    for begin in range(0, len(samples) if floats else 0, count):
+        batch = samples[(begin + np.arange(count)) % len(samples)]
+        answers = session.run(floats, {wanted.name: to_inputs(batch)})
         for name, values in zip(floats, answers, strict=True):
             found["values"] += values.size
             for kind, more in enumerate(_counted(np.asarray(values))):
@@ -105,6 +113,8 @@ def sentences(file: str, found: dict[str, Any]) -> list[str]:
     if found["not_finite"]:
         said.append(f"{file}: {found['not_finite']:,} of {found['weights']:,} weights are NaN or infinite")
     activations = found.get("activations", {"values": 0, "subnormal": 0, "not_finite": 0})
+    if "failure" in activations:
+        return [*said, f"{file}: its activations could not be looked at: {activations['failure']}"]
     if activations["subnormal"] > _TOLD_SHARE * activations["values"]:
         said.append(
             f"{file}: {activations['subnormal'] / activations['values']:.2%} of its activations are subnormal numbers, "

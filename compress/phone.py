@@ -28,7 +28,7 @@ from compress.errors import Unmeasurable, UsageError
 from compress.progress import say
 from compress.store import file_digest
 from compress.types import Environment
-from compress.worker import MIN_BLOCK_RUNS, START_ALLOWANCE_S, WARMUP_KEPT, is_steady, load_adapter
+from compress.worker import LONGEST_BLOCKS, MIN_BLOCK_RUNS, START_ALLOWANCE_S, WARMUP_KEPT, is_steady, load_adapter
 
 BELOW = "/data/local/tmp"
 ASK_S, TRANSFER_S, GRACE_S = 30.0, 600.0, 15.0
@@ -119,7 +119,7 @@ class Phone:
             self._expected_ns[key] = pilot.get("mean_ns") or statistics.fmean(pilot["samples_ns"])
         expected = self._expected_ns[key]
         warmup = _count(spec["warmup_s"], expected, spec["warmup_runs"])
-        facts = self._timed(adapter, spec, model, warmup, _count(spec["block_s"], expected, MIN_BLOCK_RUNS), timeout_s)
+        facts = self._timed(adapter, spec, model, warmup, block_runs(spec, expected), timeout_s)
         after = self._heat()
         trace = facts.get("warmup_ns", [])
         return dict.fromkeys(_UNTOLD) | facts | ({"steady": is_steady(trace)} if trace else {}) | {
@@ -288,6 +288,15 @@ class Phone:
 def _version(tool: Path) -> str:
     """These programs do not tell their version."""
     return f"{tool.name} (sha256 {file_digest(tool)[:12]})"
+
+
+def block_runs(spec: dict[str, Any], expected_ns: float) -> int:
+    """How many runs of about `expected_ns` a timed block takes, by `worker.repeat`'s rule: those of its seconds, and
+    its round's share of the fewest `queries`, as long as they take no more than five times the seconds.
+    """
+    own, longest = (_count(times * spec["block_s"], expected_ns, MIN_BLOCK_RUNS) for times in (1, LONGEST_BLOCKS))
+    wanted = -(-spec.get("queries", 0) // spec.get("rounds", 1))
+    return min(max(own, wanted), longest)
 
 
 def _count(seconds: float, expected_ns: float, least: int) -> int:

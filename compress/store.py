@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,15 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def gzip_bytes(path: Path) -> int:
+    """How many bytes a file takes in a compressed archive, such as an app's package or an update sent to a board."""
+    packer, size = zlib.compressobj(wbits=31), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            size += len(packer.compress(chunk))
+    return size + len(packer.flush())
 
 
 def folder_digest(folder: Path) -> str:

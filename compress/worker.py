@@ -51,6 +51,9 @@ START_ALLOWANCE_S = 120.0
 TIMER_RUNS = 201
 TIMED = ("latency", "sustained")
 LONGEST_WINDOW_S = 60.0
+# of both a load and idleness: counters of energy move in steps
+LEAST_ENERGY_S = 10.0
+NO_COUNTER = "no counter of energy can be read (/sys/class/powercap/intel-rapl:*, often by root only)"
 GEMM_SIZE, STREAM_BYTES = 1024, 32 << 20
 
 
@@ -361,9 +364,12 @@ def memory(spec: dict[str, Any]) -> dict[str, Any]:
 
 def sustained(spec: dict[str, Any]) -> dict[str, Any]:
     """The model without a pause for `sustained_s`, with no warm-up: `windows` of a minute, or of a tenth of the time,
-    each with its queries' number, median and 90th percentile, and the machine's temperature and clock at its end.
+    each with its queries' number, median and 90th percentile, and the machine's temperature and clock at its end; and
+    `energy`, of the processor in that time, where it is counted.
     """
     facts: dict[str, Any] = {}
+    counters = energy_counters() if spec["sustained_s"] >= LEAST_ENERGY_S else []
+    idle_joules = [joules_in(counters, LEAST_ENERGY_S)] if counters else []
     queries = draw(np.load(spec["images"]), spec["batch"], spec["seed"])
     adapter, session = start(spec, facts)
     with stage("first_inference", facts):
@@ -371,7 +377,9 @@ def sustained(spec: dict[str, Any]) -> dict[str, Any]:
     windows: list[dict[str, Any]] = []
     window_s = min(LONGEST_WINDOW_S, spec["sustained_s"] / 10)
     begun = time.monotonic()
+    microjoules = [0] * len(counters)
     with stage("sustained", facts):
+        before = read_counters(counters)
         for number in range(1, round(spec["sustained_s"] / window_s) + 1):
             left_s = begun + number * window_s - time.monotonic()
             samples_ns, *_ = repeat(adapter, session, queries, 1, max(0.0, left_s))
@@ -385,7 +393,51 @@ def sustained(spec: dict[str, Any]) -> dict[str, Any]:
                     "megahertz": clock_megahertz(),
                 }
             )
-    return {**facts, "windows": windows}
+            # at the end of each window, before a counter has come round twice
+            after = read_counters(counters)
+            microjoules = [sum(x) for x in zip(microjoules, counted(counters, before, after), strict=True)]
+            before = after
+    if not counters:
+        why = f"it takes {LEAST_ENERGY_S:.0f} s of work" if spec["sustained_s"] < LEAST_ENERGY_S else NO_COUNTER
+        return {**facts, "windows": windows, "energy": {"reason": why}}
+    idle_joules.append(joules_in(counters, LEAST_ENERGY_S))
+    energy = {
+        "joules": sum(microjoules) / 1e6, "seconds": windows[-1]["end_s"],
+        "idle_watts": [joules / LEAST_ENERGY_S for joules in idle_joules], "reason": "",
+    }  # fmt: skip
+    return {**facts, "windows": windows, "energy": energy}
+
+
+def energy_counters(root: Path = Path("/sys/class/powercap")) -> list[Path]:
+    """The folders of the processor packages' energy counters, as far as this user may read them. Those of a package's
+    parts (`intel-rapl:0:1`), and of the whole board (`psys`), would count the same energy again.
+    """
+    found = []
+    for folder in sorted(root.glob("intel-rapl:*")):
+        try:
+            if (folder / "name").read_text().startswith("package") and read_counters([folder]):
+                found.append(folder)
+        except (OSError, ValueError):  # most systems let only root read
+            continue
+    return found
+
+
+def read_counters(counters: Sequence[Path]) -> list[int]:
+    """What the counters show, in microjoules."""
+    return [int((folder / "energy_uj").read_text()) for folder in counters]
+
+
+def counted(counters: Sequence[Path], before: list[int], after: list[int]) -> list[int]:
+    """The microjoules from one reading to the next; a counter that came to its end has begun again at 0."""
+    ranges = [int((folder / "max_energy_range_uj").read_text()) + 1 for folder in counters]
+    return [(b - a) % most for a, b, most in zip(before, after, ranges, strict=True)]
+
+
+def joules_in(counters: Sequence[Path], seconds: float) -> float:
+    """The energy that is taken while nothing is asked for so long."""
+    before = read_counters(counters)
+    time.sleep(seconds)
+    return sum(counted(counters, before, read_counters(counters))) / 1e6
 
 
 def hottest_celsius(root: Path = Path("/sys/class/thermal")) -> float | None:

@@ -30,6 +30,7 @@ from PIL import Image
 from compress import (
     adb,
     answers,
+    app_folder,
     arm64,
     arm64_verify,
     augment,
@@ -43,7 +44,6 @@ from compress import (
     distill,
     export,
     files,
-    kit,
     ladder,
     listing,
     litert_kit,
@@ -429,8 +429,8 @@ def e_phone(place: Place) -> None:
 
 def e_out_foreign(place: Place) -> None:
     place.file("mine.txt")
-    keywords = [p.name for p in inspect.signature(kit.write).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    kit.write(place.folder, **dict.fromkeys(keywords))
+    keywords = [p.name for p in inspect.signature(app_folder.write).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    app_folder.write(place.folder, **dict.fromkeys(keywords))
 
 
 def e_report_malformed(place: Place) -> None:

@@ -541,3 +541,13 @@ def test_the_command_measures_there_and_names_no_phone(stand_in, tmp_path, monke
     for path in (tmp_path / "out").glob("report.*"):
         assert SERIAL not in path.read_text() and "--on adb:" in path.read_text(), path
     assert "not in an app" in " ".join(done.output.split()) and stand_in.left() == []
+
+
+@pytest.mark.parametrize(
+    ("tier", "expected_ms", "runs"),
+    [("quick", 100, 13), ("quick", 300, 5), ("standard", 100, 67), ("standard", 1, 2000),
+     ("standard", 1000, 10), ("rigorous", 100, 222)],
+)  # fmt: skip
+def test_a_block_has_the_queries_that_its_percentiles_want(tier, expected_ms, runs):
+    """As here: ten rounds of 67 queries are the 662 of p99; a slow file has what five times the seconds give."""
+    assert phone.block_runs(dataclasses.asdict(bench.TIERS[tier]), expected_ms * 1e6) == runs

@@ -18,7 +18,7 @@ STEPS = {"distill", "prune", "export", "evaluate", "bench"}
 CONDUCTORS = {
     "training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "candidates", "costs", "screen",
     "pipeline", "publish", "pruning_steps", "chain", "rehearsal", "run_measurements", "payoff", "ladder",
-    "quantize_file", "int8_steps", "qat_steps", "judge", "conversion", "runtime_files", "convert_file", "kit",
+    "quantize_file", "int8_steps", "qat_steps", "judge", "conversion", "runtime_files", "convert_file", "app_folder",
     "arm64_verify", "probing",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,3 +161,48 @@ def test_what_is_timed_answers_as_what_is_judged(artifact, images, tmp_path, mon
     monkeypatch.setattr(bench, "ANSWER_BATCH", 1)
     judged = bench.answers(artifact, "ort_cpu", asked, threads=1, scratch=tmp_path / "s")
     assert judged.tobytes() == kept["logits"].tobytes()
+
+
+@pytest.fixture
+def half_a_core() -> Iterator[None]:
+    """This process in a control group of half a core, of version 1 or 2."""
+    name = f"compress-test-{os.getpid()}"
+    groups = [(Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}),
+              (Path("/sys/fs/cgroup"), {"cpu.max": "50000 100000"})]  # fmt: skip
+    why = "no control groups of processors"
+    for root, limits in groups:
+        group = root / name
+        try:
+            group.mkdir()
+        except OSError as error:
+            why = f"control groups cannot be made here: {error}"
+            continue
+        before = next((line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines()
+                       if line.split(":")[1] == ("cpu" if root.name == "cpu" else "")), "/")  # fmt: skip
+        try:
+            for file, text in limits.items():
+                (group / file).write_text(text)
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError as error:
+            why = f"a quota cannot be set here: {error}"
+            group.rmdir()
+            continue
+        try:
+            yield
+        finally:
+            (root / before.strip("/") / "cgroup.procs").write_text(str(os.getpid()))
+            group.rmdir()
+        return
+    pytest.skip(why)
+
+
+@pytest.mark.slow
+def test_a_quota_of_half_a_core_is_flagged_in_ten_rounds_of_ten(
+    artifact, images, tmp_path, monkeypatch, half_a_core  # noqa: F811
+):  # fmt: skip
+    """BT-8."""
+    adapters(monkeypatch, tmp_path, busy="end = time.perf_counter() + 0.004\nwhile time.perf_counter() < end: pass")
+    tier = dataclasses.replace(TIER, rounds=10, block_s=0.25, extra_rounds=0)
+    [found] = bench.measure([cell("busy", artifact, "busy")], images, tier, seed=0, scratch=tmp_path / "s")
+    assert [visit["throttled_periods"] > 0 for visit in found.visits] == [True] * 10
+    assert "throttled" in {flag["code"] for flag in rows_validity.flags(measurement_facts(found, ""))}

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -131,6 +132,12 @@ def test_every_runtime_gets_a_folder_that_works(name, precision, store, small, t
     if precision == "float32" and name != "ort_cpu":
         allowed = catalog.load("runtimes", name).module.TOLERANCE["float32"]
         assert done.offer.gate["difference_of_spread"] <= allowed and done.offer.gate["agreement_fraction"] == 1
+    if precision == "int8" and name in ("litert", "executorch"):
+        given = np.zeros((2, 8, 8, 1), np.uint8)
+        _, said = bench.answers_and_facts(done.offer.artifact, name, given, threads=2, scratch=store.root / "scratch")
+        effective = said["effective"]
+        assert effective["asked_threads" if name == "litert" else "intra_op_threads"] == 2  # which LiteRT does not tell
+        assert name == "executorch" or effective["delegates"] > 0
     if precision == "int8" and name in arm64_verify.RUNTIMES and ARM_KIT:
         ((_, said, well),) = arm64_verify.verify(done.folder, Path(ARM_KIT), store.root / "scratch")
         assert well, said

@@ -71,7 +71,7 @@ def test_activations_are_counted_where_the_images_are_asked(tmp_path):
     assert numerics.sentences("a.onnx", nothing | {"activations": few}) == []
 
 
-def test_a_file_of_a_fixed_batch_and_one_in_int8_are_looked_at(tmp_path):
+def test_a_file_of_a_fixed_batch_is_asked_in_batches(tmp_path):
     a_file(tmp_path / "a.onnx", np.ones((16, 3), np.float32))
     model = onnx.load(tmp_path / "a.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
@@ -79,7 +79,20 @@ def test_a_file_of_a_fixed_batch_and_one_in_int8_are_looked_at(tmp_path):
     onnx.save(model, tmp_path / "b.onnx")
     np.save(tmp_path / "images.npy", np.zeros((3, 4, 4, 1), np.uint8))
     found = numerics.convert(tmp_path / "b.onnx", tmp_path, "float32", images=tmp_path / "images.npy")
-    assert found["activations"]["values"] == 3 * 2 * 22
+    assert found["activations"]["values"] == 2 * 2 * 22
+
+
+def test_halves_that_overflow_are_found_and_what_cannot_run_is_said(tmp_path):
+    a_file(tmp_path / "a.onnx", np.full((16, 3), 1e5, np.float32))
+    model = onnx.load(tmp_path / "a.onnx")
+    model.graph.node.append(helper.make_node("Cast", ["logits"], ["half"], to=TensorProto.FLOAT16))
+    onnx.save(model, tmp_path / "b.onnx")
+    np.save(tmp_path / "images.npy", np.full((1, 4, 4, 1), 255, np.uint8))
+    found = numerics.convert(tmp_path / "b.onnx", tmp_path, "float16", images=tmp_path / "images.npy")
+    assert found["activations"]["not_finite"] == 3 and found["activations"]["most"]["not_finite"] == "half"
+    np.save(tmp_path / "images.npy", np.zeros((1, 5, 5, 1), np.uint8))
+    other = numerics.convert(tmp_path / "b.onnx", tmp_path, "float16", images=tmp_path / "images.npy")
+    assert other["weights"] == 52 and "could not be looked at" in numerics.sentences("b.onnx", other)[-1]
 
 
 def test_bench_warns_of_them(tmp_path, monkeypatch):

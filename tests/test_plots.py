@@ -1,9 +1,11 @@
 """Plots: what matplotlib drew is where the data says, and all of its looks are classes."""
 
+import json
 import re
 import warnings
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from test_report import make_facts
@@ -31,7 +33,8 @@ def of_class(root: ElementTree.Element, class_: str) -> list[ElementTree.Element
 
 @pytest.fixture
 def ax():
-    return svg.axes(svg.Span(low=1, high=100, log=True, title="ms"), svg.Span(low=0, high=10, title="%"))
+    with svg.settings():
+        yield svg.axes(svg.Span(low=1, high=100, log=True, title="ms"), svg.Span(low=0, high=10, title="%"))
 
 
 def test_data_lands_where_the_axes_say(ax):
@@ -88,13 +91,18 @@ def test_later_is_above_and_bands_are_under_the_grid(ax):
     assert order.index("band") < order.index("grid") < order.index("mark s1") < order.index("line s1")
 
 
-@pytest.mark.parametrize("words", ["$x_1$ & <b>", "a\x00b\x1b[31m", "two\nlines", "\ud800", "汉字 🙂", "\\frac{1}{2}$"])
-def test_any_words_are_words(ax, words):
-    svg.text(ax, 10, 5, words, "t halo")
-    svg.names(ax.yaxis, [words], at=[5])
+@pytest.mark.parametrize(
+    "words",
+    ["$x_1$ & <b>", "a\x00b\x1b[31m", "two\nlines", "\ud800", "汉字 🙂", "a\uffff\ufffe", "हिन्दी", "\\frac{1}{2}$"],
+)
+def test_any_words_are_words(words):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        root = drawn(ax)
+        with svg.settings():
+            ax = svg.axes(svg.Span(low=1, high=100), svg.Span(low=0, high=10))
+            svg.text(ax, 10, 5, words, "t halo")
+            svg.names(ax.yaxis, [words], at=[5])
+            root = drawn(ax)
     texts = [node.text for node in root.iter(f"{SVG}text")]
     assert texts.count(svg._words(words)) == 2
 
@@ -105,6 +113,53 @@ def test_ids_are_of_one_plot(ax):
     ids = [node.get("id") for node in root.iter() if node.get("id")]
     assert len(ids) == len(set(ids)) and all(id_.startswith("plot-") for id_ in ids)
     assert {use.get("href")[1:] for use in root.iter(f"{SVG}use")} <= set(ids)
+
+
+def test_names_in_wide_scripts_have_room(ax):
+    def left(words: str) -> float:
+        with svg.settings():
+            own = svg.axes(svg.Span(low=0, high=1), None)
+            svg.names(own.yaxis, [words])
+            root = drawn(own)
+        (shown,) = (node for node in root.iter(f"{SVG}text") if node.text == words)
+        assert shown.get("text-anchor") == "end"
+        return float(shown.get("x"))
+
+    assert left("汉" * 17) > 17 * svg.FONT_SIZE and left("a" * 17) < left("汉" * 17)
+
+
+def test_long_names_leave_room_for_the_plot():
+    text = json.dumps(make_facts()).replace("distilled", "a very long name of a stage " * 5)
+    document = report.document_of(json.loads(text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = html.render(document)
+    forest = re.search(r'aria-labelledby="forest-title.*?</svg>', page, re.S).group(0)
+    ((left, right),) = re.findall(r'class="axis" d="M ([\d.]+) \S+ L ([\d.]+) ', forest)
+    assert float(right) - float(left) > 150
+
+
+def test_the_users_settings_of_matplotlib_do_not_matter(tmp_path, monkeypatch):
+    document = report.document_of(make_facts())
+    before = html.render(document)
+    hostile = {
+        "text.usetex": True,
+        "lines.marker": "o",
+        "xtick.minor.visible": True,
+        "font.size": 30,
+        "axes.grid": True,
+    }
+    svg.sample.cache_clear()
+    with matplotlib.rc_context(hostile):
+        assert html.render(document) == before
+
+
+def test_turned_names_end_at_the_axis():
+    with svg.settings():
+        ax = svg.axes(None, svg.Span(low=0, high=1))
+        svg.names(ax.xaxis, ["a", "much longer"], rotation=90, rotation_mode="anchor", ha="right", va="center")
+        texts = [node for node in drawn(ax).iter(f"{SVG}text") if node.text in ("a", "much longer")]
+    assert {node.get("text-anchor") for node in texts} == {"end"} and len({node.get("y") for node in texts}) == 1
 
 
 def test_markers_have_about_one_area():

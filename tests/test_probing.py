@@ -9,15 +9,27 @@ from compress.cli.doctor import notes
 from compress.errors import CompressError
 from compress.store import Store
 
+CPU = {"providers": ["CPUExecutionProvider"], "fixed_batch": 0}
+# runtime → what it says of itself; those whose converters take longer are asked in test_convert.py
+SAID = {
+    "ort_cpu": CPU | {"inter_op_threads": 1, "optimisation": "ORT_ENABLE_ALL"},
+    "ort_mobile": CPU | {"inter_op_threads": 1},
+    "openvino": {"device": ["CPU"], "precision": "f32", "streams": 1, "fixed_batch": 0},
+    "ncnn": {"fp16_storage": False, "fp16_arithmetic": False, "bf16_storage": False, "fixed_batch": 1},
+    "mnn": {"fixed_batch": 0},
+}
 
-@pytest.mark.parametrize("name", ["ort_cpu", "mnn"])
+
+@pytest.mark.parametrize("name", SAID)
 def test_settings_are_those_in_effect(name, tmp_path):
     if reason := catalog.load("runtimes", name).module.unavailable():
         pytest.skip(reason)
     for threads in (1, 2):
         found = probing.settings(name, Store(tmp_path), threads)
         told = "asked_threads" if name == "mnn" else "intra_op_threads"  # which MNN does not tell
-        assert found[told] == threads and found["fixed_batch"] == 0
+        assert SAID[name].items() <= found.items()
+        # of a network this small OpenVINO takes fewer, and says so: a timed cell would have failed
+        assert found[told] == threads or (name == "openvino" and found[told] == 1)
 
 
 def test_a_runtime_that_answers_wrongly_is_told(tmp_path, monkeypatch):

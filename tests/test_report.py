@@ -92,6 +92,7 @@ def _artifact(stage: str, file: str, size_bytes: int, parameters: int, macs: int
         "precision": "int8" if stage == "int8" else "float32",
         "digest": _digest(stage + ("torch" if format == "torch" else "")),
         "size_bytes": size_bytes,
+        "gzip_bytes": round(0.9 * size_bytes),
         "parameters": parameters,
         "macs": macs,
         "parity": parity if format == "onnx" else None,
@@ -785,6 +786,8 @@ def test_numbers_as_text():
         (MEMORY, None, 182e6, 142e6),
         (MEMORY | {"empty_rss_bytes": 190e6}, None, 182e6, 0),
         ({"failure": "killed"}, None, "killed", "killed"),
+        (MEMORY | {"peak_rss_bytes": 0}, None, "the system does not say", "the system does not say"),
+        ({"failure": ""}, None, "the system does not say", "the system does not say"),
         # reports of earlier versions, and of phones
         (None, 99e6, 99e6, "the whole process alone was looked at"),
         ({"failure": "gives no memory"}, 99e6, 99e6, "the whole process alone was looked at"),
@@ -802,9 +805,12 @@ def test_memory_is_that_of_its_own_visit(facts, memory, in_visits, peak, own):
 
 
 def test_ticks_lie_inside_their_scale():
-    for low, high, log in [(0.11, 0.14, True), (1, 3000, True), (92.1, 93.4, False), (0, 1, False)]:
+    for low, high, log in [(0.11, 0.14, True), (1, 3000, True), (92.1, 93.4, False), (0, 1, False), (1e-9, 10, True)]:
         ticks = svg.ticks(low, high, log=log)
         assert 2 <= len(ticks) <= 9 and all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
+        if log and high / low > 1e3:
+            ratios = np.diff(np.log10(ticks))
+            assert np.ptp(ratios) < 0.11, "even on a logarithmic axis"
 
 
 def test_report_imports_nothing_heavy():

@@ -131,3 +131,10 @@ def test_parts_that_do_not_fit_are_refused(key: str, value: object) -> None:
     with pytest.raises(InputRejected, match="tree") as caught:
         report.document_of(facts)
     print(caught.value)
+
+
+def test_more_levels_than_are_drawn_are_refused() -> None:
+    facts = with_tree(8, 5)
+    facts["tree"]["filters"] = [png()] * 63
+    with pytest.raises(InputRejected, match="five at most"):
+        report.document_of(facts)

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_bench import adapters, artifact, cell, images  # noqa: F401 (fixtures)
+from test_bench import ADAPTER, adapters, artifact, cell, images  # noqa: F401 (fixtures)
 
 from compress import bench, report, units, worker
 from compress.cli.main import compress as group
@@ -58,6 +59,75 @@ def test_what_is_left_at_the_end_and_when_it_began_to_slow() -> None:
     (steady,) = report.document_of(facts_of([1e6, 1.09e6, 0.9e6]))["derived"]["sustained"]
     assert steady["slower_after_s"]["reason"] == "never 10 % slower than at first"
     assert rows_sustained.SLOWER == 1.10
+
+
+def counter(root: Path, name: str, of: str, microjoules: object) -> Path:
+    folder = root / name
+    folder.mkdir()
+    (folder / "name").write_text(of + "\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    (folder / "max_energy_range_uj").write_text("999\n")
+    return folder
+
+
+def test_only_whole_packages_that_may_be_read_count_energy(tmp_path: Path) -> None:
+    first = counter(tmp_path, "intel-rapl:0", "package-0", 990)
+    second = counter(tmp_path, "intel-rapl:1", "package-1", 5)
+    counter(tmp_path, "intel-rapl:0:0", "core", 100)
+    counter(tmp_path, "intel-rapl:2", "psys", 100)
+    counter(tmp_path, "intel-rapl:3", "package-3", "what only root may read")
+    (counter(tmp_path, "intel-rapl:4", "package-4", 1) / "energy_uj").unlink()
+    assert worker.energy_counters(tmp_path) == [first, second]
+    assert worker.energy_counters(tmp_path / "none") == []
+    before = worker.read_counters([first, second])
+    (first / "energy_uj").write_text("10\n")
+    # 990 to 999, to 0, and on to 10
+    assert worker.counted([first, second], before, worker.read_counters([first, second])) == [20, 0]
+
+
+def test_the_energy_of_a_query_is_that_above_idleness(artifact, images, tmp_path, monkeypatch) -> None:  # noqa: F811
+    """Three watts when idle, and seven while the model works, by a counter of our own."""
+    (tmp_path / "busy.py").write_text(ADAPTER.format(body="time.sleep(0.002)"))
+    np.save(tmp_path / "images.npy", images)
+    watts, shown = [3.0], [0.0, time.monotonic()]
+
+    def read(counters: list[Path]) -> list[int]:
+        now = time.monotonic()
+        shown[:] = [shown[0] + 1e6 * watts[0] * (now - shown[1]), now]
+        return [int(shown[0])]
+
+    def begun(spec: dict, facts: dict) -> tuple:
+        read([])
+        watts[0] = 7.0
+        return real(spec, facts)
+
+    real = worker.start
+    monkeypatch.setattr(worker, "start", begun)
+    monkeypatch.setattr(worker, "LEAST_ENERGY_S", 0.2)
+    monkeypatch.setattr(worker, "read_counters", read)
+    monkeypatch.setattr(worker, "energy_counters", lambda: [tmp_path])
+    monkeypatch.setattr(worker, "counted", lambda counters, before, after: [after[0] - before[0]])
+    spec = {"adapter": str(tmp_path / "busy.py"), "model": str(artifact.path), "threads": 1, "mode": "sustained"}
+    spec |= {"images": str(tmp_path / "images.npy"), "batch": 1, "seed": [0], "sustained_s": 1.0}
+    energy = worker.sustained(spec)["energy"]
+    assert energy["joules"] == pytest.approx(7.0 * energy["seconds"], rel=0.05) and energy["reason"] == ""
+    assert energy["idle_watts"] == pytest.approx([3.0, 7.0], rel=0.05)
+
+
+def test_energy_in_the_report() -> None:
+    facts = facts_of([1e6] * 10)
+    counted = {"joules": 50.0, "seconds": 10.0, "idle_watts": [2.0, 3.0], "reason": ""}
+    facts["measurements"][0]["sustained"]["energy"] = counted
+    document = report.document_of(facts)
+    (row,) = document["derived"]["sustained"]
+    found = row["joules_per_query"]
+    assert [found[key] for key in ("value", "low", "high")] == pytest.approx([0.025, 0.02, 0.03])
+    assert "25.0 mJ" in html.render(document) and "energy per query 25.0 mJ" in markdown.render(document)
+    facts["measurements"][0]["sustained"]["energy"] = {"reason": worker.NO_COUNTER}
+    document = report.document_of(facts)
+    assert worker.NO_COUNTER in html.render(document)
+    assert worker.NO_COUNTER.partition(" (")[0] in markdown.render(document)
+    assert [fmt.energy(j) for j in (2.5, 0.0042, 3.1e-6)] == ["2.50 J", "4.20 mJ", "3.10 µJ"]
 
 
 def test_all_renderings_say_the_same() -> None:

@@ -183,6 +183,12 @@ def celsius(degrees: float) -> str:
     return f"{degrees:.0f} °C"
 
 
+def energy(joules: float) -> str:
+    """`4.20 mJ`."""
+    unit, factor = next(((u, f) for u, f in (("J", 1.0), ("mJ", 1e3)) if abs(joules) * f >= 1), ("µJ", 1e6))
+    return f"{significant(joules * factor)} {unit}"
+
+
 def sustained_title(document: dict[str, Any]) -> str:
     """`Without a pause for 10 min 00 s`; the time is left out where no cell came to its end."""
     seconds = max(row["seconds"] for row in document["derived"]["sustained"])
@@ -202,6 +208,7 @@ def sustained_words(row: dict[str, Any]) -> str:
         said.append(f"10 % slower after {duration(row['slower_after_s']['value'])}")
     if row["celsius"]["value"] is not None:
         said.append(f"hottest {celsius(row['celsius']['value'])}")
+    said.append(f"processor's energy per query {shown(row['joules_per_query'], energy)}")
     return "; ".join(said)
 
 

@@ -147,6 +147,7 @@ def _artifact_lines(document: dict[str, Any]) -> list[str]:
         + escaped(
             f"{a['stage']} ({a['format']}, {a['precision']}): {a['file'] or 'not shipped'}, "
             f"{fmt.size(a['size_bytes'])}, "
+            + (f"{fmt.size(a['gzip_bytes'])} in gzip, " if a.get("gzip_bytes") else "")
             + (f"{fmt.quantity(a['parameters'])} parameters, " if a["parameters"] else "parameters not counted, ")
             + (f"{fmt.quantity(a['macs'])} MACs" if a["macs"] else f"MACs {fmt.absent('not counted')}")
             + (f", same top-1 as in torch: {parity_text(a['parity'])}" if a["format"] == "onnx" else "")

@@ -4,9 +4,10 @@ import html
 import unicodedata
 from typing import Any
 
-# Control characters, halves of surrogate pairs, and the marks that reorder text: each can forge what a reader sees.
+# Control characters, halves of surrogate pairs, and the marks that reorder text: each can forge what a reader sees. The
+# last two are no characters at all, which XML refuses.
 _UNSEEN = {"Cc", "Cs"}
-_REORDER = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_REFUSED = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufffe\uffff")
 _VOID = {"br", "image", "meta", "path", "use"}
 
 
@@ -17,7 +18,7 @@ class Markup(str):
 def clean(text: Any) -> str:
     """`text` with every character that cannot be seen or stored replaced by the replacement character."""
     return "".join(
-        "\ufffd" if (unicodedata.category(c) in _UNSEEN and c not in "\n\t") or c in _REORDER else c for c in str(text)
+        "\ufffd" if (unicodedata.category(c) in _UNSEEN and c not in "\n\t") or c in _REFUSED else c for c in str(text)
     )
 
 

@@ -13,6 +13,8 @@ from compress.report import svg
 from compress.report.labels import Labels, drawn
 from compress.report.markup import Markup
 
+_ROW_NAME, _POINT_NAME = 34, 24  # characters; the descriptions have the whole names
+
 
 def _overlap(a: Bbox, b: Bbox) -> float:
     """The area that two boxes share."""
@@ -51,6 +53,7 @@ def _radius(cell: dict[str, Any], largest: float) -> float:
     return max(4.0, 15.0 * math.sqrt((cell["size_bytes"] or 0) / largest)) if largest else 5.0
 
 
+@svg.settings()
 def accuracy_latency(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Top-1 against latency, both with intervals; area is file size. None when nothing has both."""
     points = document["derived"]["pareto"]
@@ -94,7 +97,7 @@ def _name_points(
     for point, radius in zip(points, radii, strict=True):
         if point["cell"] in named:
             looks = "t label halo" + (" faded" if point["dominated"] else "")
-            words = labels.point(named[point["cell"]])
+            words = svg.shortened(labels.point(named[point["cell"]]), _POINT_NAME)
             label = svg.text(ax, _ms(point), _percent(point), words, looks, ha="center", va="center")
             taken.append(_place_label(label, radius, taken, ax.bbox))
 
@@ -139,6 +142,7 @@ def _forest_rows(document: dict[str, Any], labels: Labels) -> list[tuple[str, di
     return rows
 
 
+@svg.settings()
 def speedups(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Forest plot of speed-ups with intervals, the noise band shaded. None when nothing was compared."""
     rows = [r for r in _forest_rows(document, labels) if r[1]["value"] is not None]
@@ -164,7 +168,7 @@ def speedups(document: dict[str, Any], labels: Labels) -> Markup | None:
             svg.text(ax, 0, y - 1, group, "t group halo", va="center", xycoords=ax.get_yaxis_transform())
         places.append(y)
         _forest_row(ax, estimate, colour, y)
-    svg.names(ax.yaxis, [r[0] for r in rows], at=places)
+    svg.names(ax.yaxis, [svg.shortened(r[0], _ROW_NAME) for r in rows], at=places)
     description = "; ".join(f"{r[0]} {r[3]}: {fmt.ratio_interval(r[1])}" for r in rows)
     return svg.drawing("forest", "Speed-ups with 95 % intervals", description, ax)
 

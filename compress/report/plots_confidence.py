@@ -17,6 +17,7 @@ def shown(document: dict[str, Any]) -> list[dict[str, Any]]:
     return list(found.values())[:MOST_DRAWN]
 
 
+@svg.settings()
 def reliability(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Share of right answers against their mean probability, by bins of equally many images; on the diagonal answers
     are as good as they say (DeGroot and Fienberg 1983). None where it was not counted.

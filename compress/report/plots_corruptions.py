@@ -15,6 +15,7 @@ def drawn(document: dict[str, Any]) -> list[str]:
     return [row["stage"] for row in document["derived"]["corruptions"]]
 
 
+@svg.settings()
 def corruptions(document: dict[str, Any], labels: Labels) -> Markup | None:
     """A row a kind: each file's mean top-1, and its span over the severities; in the first row its top-1 on the images
     as they are. None where nobody looked.

@@ -10,6 +10,7 @@ _ROW = 22.0  # px
 _NAME = 48  # characters
 
 
+@svg.settings()
 def sensitivity(document: dict[str, Any]) -> Markup | None:
     """One bar a layer, the most sensitive first; None where no ladder came so far."""
     found = seen(document)

@@ -11,6 +11,7 @@ from compress.report.markup import Markup
 _TAIL = 100  # the slowest query alone would set the axis
 
 
+@svg.settings()
 def distributions(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Cumulative share of queries against latency, one line a cell, with its median, p90 and p99 where allowed."""
     cells = [cell for cell in drawn(document) if cell["ecdf"]]
@@ -38,6 +39,7 @@ def distributions(document: dict[str, Any], labels: Labels) -> Markup | None:
     return svg.drawing("ecdf", "Latency distribution of each cell", description, ax)
 
 
+@svg.settings()
 def rounds(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Each round's median against the cell's own median: drift and jumps show. None below two rounds."""
     cells = [c for c in drawn(document, controls=True) if len(c["rounds"]) > 1]
@@ -70,6 +72,7 @@ def sustained_cells(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [cell for cell in timed(document) if windows.get(cell["cell"])]
 
 
+@svg.settings()
 def sustained(document: dict[str, Any], labels: Labels) -> Markup | None:
     """The median of each window against the first one's, and its 90th percentile. None without windows."""
     windows, cells = _windows(document), sustained_cells(document)

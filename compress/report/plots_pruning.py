@@ -4,12 +4,13 @@ from typing import Any
 
 from compress.report import svg
 from compress.report.markup import Markup
-from compress.report.rows_pruning import in_words, pruned_stage, removed
+from compress.report.rows_pruning import in_words, known_families, pruned_stage, removed
 
 _CLASSES = ("s1", "s2", "s3")  # of the parts masked, the smallest first
 _NAME = 24  # characters
 
 
+@svg.settings()
 def sensitivity(document: dict[str, Any]) -> Markup | None:
     """Top-1 with a part of one layer's channels masked, layer by layer, above how much of it was removed. None where
     nothing was pruned by channels.
@@ -18,7 +19,7 @@ def sensitivity(document: dict[str, Any]) -> Markup | None:
     if stage is None:
         return None
     facts, gone = stage["pruning"][0]["sensitivity"], removed(stage)
-    families = [family for family in facts["families"] if family["layer"] in gone]
+    families = known_families(facts, gone)
     images = facts["images"]
     whole = 100 * facts["correct"] / images
     levels = [100 * count / images for family in families for count in family["correct"]]
@@ -37,7 +38,8 @@ def sensitivity(document: dict[str, Any]) -> Markup | None:
     svg.names(below.yaxis, ["0", "all"])
     layers = [family["layer"] for family in families]
     names = [layer if len(layer) <= _NAME else f"…{layer[1 - _NAME :]}" for layer in layers]
-    svg.names(below.xaxis, names, "t small", rotation=90)
+    turned: Any = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
+    svg.names(below.xaxis, names, "t small", **turned)
     return svg.drawing("sensitivity", "How much hangs on each layer", "; ".join(in_words(stage)), ax)
 
 

@@ -27,6 +27,7 @@ def roofs(cells: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
     return found
 
 
+@svg.settings()
 def roofline(document: dict[str, Any], labels: Labels) -> Markup | None:
     """GMAC/s against MACs for each byte of the file, both logarithmic (Williams et al. 2009). None without a peak."""
     cells = shown(document)

@@ -21,6 +21,7 @@ def _levels(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return levels
 
 
+@svg.settings()
 def waterfall(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Top-1 after each stage with its interval, a bar from its parent's level to its own. None below two levels."""
     levels = _levels(document)
@@ -79,6 +80,7 @@ def _curve(stage: dict[str, Any]) -> list[tuple[float, float]]:
     return _thinned([(s, v) for s, v in zip(curve["step"], curve["loss"], strict=False) if v is not None])
 
 
+@svg.settings()
 def losses(document: dict[str, Any], labels: Labels) -> Markup | None:
     """Training loss of each stage that was trained. None when there is no curve."""
     curves = {s["name"]: _curve(s) for s in document["stages"]}

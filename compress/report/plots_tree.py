@@ -31,6 +31,7 @@ def _place(node: int) -> tuple[float, float]:
     return (node + 1 - 2**level + 0.5) * _WIDTH / 2**level, _TOP + level * _LEVEL
 
 
+@svg.settings()
 def tree(document: dict[str, Any]) -> Markup | None:
     """The tree from its root down; lines are as wide as the share of the images that go that way. None without one."""
     facts, derived = document.get("tree"), document["derived"]["tree"]
@@ -64,6 +65,7 @@ def _leaf_in_tree(ax: Axes, facts: dict[str, Any], derived: dict[str, Any], leaf
     svg.text(ax, x, y + _BARS + 17, name, f"t number{unused}", ha="center", va="baseline")
 
 
+@svg.settings()
 def paths(document: dict[str, Any]) -> Markup | None:
     """One row an image: the filters on its way, the turn that it took at each, and the leaf that answered."""
     facts, derived = document.get("tree"), document["derived"]["tree"]

@@ -175,16 +175,18 @@ def _unevenness(measurement: dict[str, Any], latency: Estimate) -> dict[str, Est
 
 
 def _memory(measurement: dict[str, Any]) -> dict[str, Estimate]:
-    """The most memory that the process held, and what of it came with the runtime and the model."""
-    held = measurement.get("memory")
-    if held and not held["failure"]:
-        peak, own = held["peak_rss_bytes"], held["peak_rss_bytes"] - held["empty_rss_bytes"]
-        return {"peak_rss_bytes": measured(peak), "own_rss_bytes": measured(max(0, own))}
+    """The most memory that the process held, what of it came with the runtime and the model, and its part of what is
+    shared with other processes (PSS).
+    """
+    held = measurement.get("memory") or {"failure": "this tier does not look at memory"}
+    if held.get("peak_rss_bytes"):
+        own = max(0, held["peak_rss_bytes"] - held.get("empty_rss_bytes", 0))
+        pss = measured(held["pss_bytes"]) if held.get("pss_bytes") else missing("the system does not say")
+        return dict(zip(_MEMORY, (measured(held["peak_rss_bytes"]), measured(own), pss), strict=True))
     if any(visit.get("peak_rss_bytes") for visit in measurement["visits"]):
         whole = _over_visits(measurement, "peak_rss_bytes")
-        return {"peak_rss_bytes": whole, "own_rss_bytes": missing("the whole process alone was looked at")}
-    why = held["failure"] if held else "this tier does not look at memory"
-    return dict.fromkeys(_MEMORY, missing(why))
+        return dict.fromkeys(_MEMORY, missing("the whole process alone was looked at")) | {_MEMORY[0]: whole}
+    return dict.fromkeys(_MEMORY, missing(held["failure"] or "the system does not say"))
 
 
 def _loads(visits: list[dict[str, Any]]) -> dict[str, Estimate]:
@@ -227,7 +229,7 @@ def _arithmetic(measurement: dict[str, Any], artifact: dict[str, Any], images_pe
 _PER_VISIT = (
     "import_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference"
 )  # fmt: skip
-_MEMORY = ("peak_rss_bytes", "own_rss_bytes")
+_MEMORY = ("peak_rss_bytes", "own_rss_bytes", "pss_bytes")
 
 
 def _no_numbers(reason: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ def seen(document: dict[str, Any]) -> tuple[dict[str, Any], set[str]] | None:
     """What was seen of the layers, and those that stayed in float."""
     for stage in document["stages"]:
         for rung in stage.get("ladder") or []:
-            if rung.get("layers"):
+            if rung.get("layers") and rung["layers"]["layers"]:
                 best = next((tried for tried in reversed(rung["tried"]) if tried["better"]), None)
                 return rung["layers"], set(layers_in_float(best)) if best else set()
     return None

@@ -17,10 +17,16 @@ def removed(stage: dict[str, Any]) -> dict[str, float]:
     return {layer.removeprefix("body."): 1 - kept[layer] / channels for layer, channels in first.items()}
 
 
+def known_families(facts: dict[str, Any], gone: dict[str, float]) -> list[dict[str, Any]]:
+    """Those that were masked in each part, and of which it is known what was removed."""
+    shares = len(facts["shares"])
+    return [each for each in facts["families"] if each["layer"] in gone and len(each["correct"]) == shares]
+
+
 def in_words(stage: dict[str, Any]) -> list[str]:
     """One sentence a layer, the most sensitive first."""
     facts, gone = stage["pruning"][0]["sensitivity"], removed(stage)
-    families = [family for family in facts["families"] if family["layer"] in gone]
+    families = known_families(facts, gone)
     middle = len(facts["shares"]) // 2
     return [
         f"{family['layer']}: {fmt.percent(family['correct'][middle] / facts['images'])} with "

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compress.report.estimates import measured, missing
+from compress.report.estimates import Estimate, measured, missing
 
 SLOWER = 1.10  # of the first window's median: from here on the machine holds back
 
@@ -18,7 +18,7 @@ def _row(cell: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     row = {key: cell[key] for key in ("cell", "stage", "runtime", "threads")}
     if found["failure"] or not windows:
         why = missing(found["failure"] or "no window was recorded")
-        numbers = ("first_ns", "last_ns", "worst_ns", "last_of_first", "slower_after_s", "celsius")
+        numbers = ("first_ns", "last_ns", "worst_ns", "last_of_first", "slower_after_s", "celsius", "joules_per_query")
         return {**row, "seconds": 0.0, "queries": 0, **dict.fromkeys(numbers, why)}
     medians = [window["median_ns"] for window in windows]
     began = [0.0, *(window["end_s"] for window in windows)]
@@ -34,4 +34,13 @@ def _row(cell: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         "last_of_first": measured(medians[-1] / medians[0]),
         "slower_after_s": measured(slow[0]) if slow else missing("never 10 % slower than at first"),
         "celsius": measured(max(celsius)) if celsius else missing("this machine shows no temperature"),
+        "joules_per_query": _energy(found.get("energy"), sum(window["n"] for window in windows)),
     }
+
+
+def _energy(energy: dict[str, Any] | None, queries: int) -> Estimate:
+    """The processor's energy for a query, less what it takes when idle: between the idle powers before and after."""
+    if not energy or energy["reason"]:
+        return missing(energy["reason"] if energy else "this version of the benchmark did not count it")
+    of_work = [(energy["joules"] - watts * energy["seconds"]) / queries for watts in energy["idle_watts"]]
+    return measured(sum(of_work) / len(of_work), min(of_work), max(of_work))

@@ -8,6 +8,7 @@ import numpy as np
 
 from compress.report import format as fmt
 
+MOST_LEVELS = 5  # whose filters are shown
 _MOST_PIXELS = 512  # a side
 
 
@@ -28,8 +29,8 @@ def tree_row(facts: dict[str, Any]) -> dict[str, Any] | None:
         )
     if any(len(leaf) != len(names) for leaf in leaves):
         raise ValueError("a leaf of the tree has another number of classes than the data")
-    if len(tree["filters"]) + 1 not in {2**levels for levels in range(1, depth + 1)}:
-        raise ValueError(f"{len(tree['filters'])} filters are no whole levels of a tree of depth {depth}")
+    if len(tree["filters"]) + 1 not in {2**levels for levels in range(1, min(depth, MOST_LEVELS) + 1)}:
+        raise ValueError(f"{len(tree['filters'])} filters are no whole levels of a tree of depth {depth}, five at most")
     for data in (*tree["filters"], *(sample["image"] for sample in tree["samples"])):
         pixels(data)
     best = [max(range(len(leaf)), key=leaf.__getitem__) for leaf in leaves]

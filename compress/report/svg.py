@@ -6,19 +6,22 @@ can hold it.
 import functools
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
@@ -55,12 +58,23 @@ class Span:
     text: Callable[[float], str] = "{:g}".format
 
 
+@contextmanager
+def settings() -> Iterator[None]:
+    """What every plot is made within: matplotlib's own defaults and ours, whatever the user's `matplotlibrc` says."""
+    with matplotlib.style.context(["default", _SETTINGS]), warnings.catch_warnings():
+        # the browser has its own fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        yield
+
+
 def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
     """Round values inside [low, high], about five of them."""
     even = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     candidates = [even]
     if log:
-        candidates = [LogLocator(subs=subs, numticks=99).tick_values(low, high) for subs in ((1, 2, 5), (1,))] + [even]
+        fine, decades = LogLocator(subs=(1, 2, 5), numticks=99), LogLocator(subs=(1,), numticks=8)
+        candidates = [fine.tick_values(low, high), decades.tick_values(low, high), even]
     inside = [[float(v) for v in values if low <= v <= high] for values in candidates]
     return next((values for values in inside if 3 <= len(values) <= 8), inside[-1])
 
@@ -74,7 +88,7 @@ def spread(
     if log:
         air = max((high / low) ** share, 1.02, (least / (high / low)) ** 0.5 if least else 1.0)
         return low / air, high * air
-    air = max((high - low) * share, (least - (high - low)) / 2, 1e-9)
+    air = max((high - low) * share, (least - (high - low)) / 2, 0.001 * abs(high), 1e-9)
     return low - air, high + air
 
 
@@ -85,12 +99,11 @@ def axes(
     ticks: its range and names are the caller's. With several `ratios` of heights: a list of axes above each other,
     which share x; `y` is the first one's.
     """
-    with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-        figure.patch.set_visible(False)
-        rows = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-        for place, made in enumerate(rows):
-            _prepare(made, x, None if place else y)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    figure.patch.set_visible(False)
+    rows = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    for place, made in enumerate(rows):
+        _prepare(made, x, None if place else y)
     return list(rows) if len(ratios) > 1 else rows[0]
 
 
@@ -106,13 +119,13 @@ def _prepare(ax: Axes, x: Span | None, y: Span | None) -> None:
             ax.set(**{f"{name}ticks": []})
             continue
         places = ticks(span.low, span.high, log=span.log)
-        settings = {
+        asked = {
             f"{name}scale": "log" if span.log else "linear",
             f"{name}lim": (span.low, span.high),
             f"{name}ticks": places,
             f"{name}ticklabels": [_words(span.text(v)) for v in places],
         }
-        ax.set(**settings)
+        ax.set(**asked)
         ax.minorticks_off()
         ax.grid(axis=name)
         label = ax.set_xlabel if name == "x" else ax.set_ylabel
@@ -121,31 +134,30 @@ def _prepare(ax: Axes, x: Span | None, y: Span | None) -> None:
 
 def canvas(width: float, height: float) -> Axes:
     """Bare axes whose unit is a pixel, from the upper left corner, for what has no scale."""
-    with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-        figure.patch.set_visible(False)
-        made = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-        made.set_axis_off()
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    figure.patch.set_visible(False)
+    made = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    made.set_axis_off()
     return made
 
 
 def line(ax: Axes, x: Sequence[float], y: Sequence[float], looks: str, width: float = 1.0) -> None:
     """A line through points in data units; a `width` in pixels counts where the classes set none."""
-    ax.add_line(Line2D(x, y, linewidth=width, **_drawn(ax, looks)))
+    ax.add_line(Line2D(x, y, linewidth=width, **_drawn(looks)))
 
 
 def marks(ax: Axes, shape: str, x: Sequence[float], y: Sequence[float], radius: float, looks: str) -> None:
     """Markers of about the area of a circle of `radius` pixels, whatever their shape."""
     marker, size = _MARKERS[shape]
     ax.add_line(
-        Line2D(x, y, linestyle="none", marker=marker, markersize=size * radius, markeredgewidth=0, **_drawn(ax, looks))
+        Line2D(x, y, linestyle="none", marker=marker, markersize=size * radius, markeredgewidth=0, **_drawn(looks))
     )
 
 
 def bars(ax: Axes, x: Sequence[float], y: Sequence[float], width: float, heights: Sequence[float], looks: str) -> None:
     """Boxes in data units, of one width; `x` and `y` are the corners that they grow from."""
     for corner, height in zip(zip(x, y, strict=True), heights, strict=True):
-        ax.add_patch(Rectangle(corner, width, height, **_drawn(ax, looks)))
+        ax.add_patch(Rectangle(corner, width, height, **_drawn(looks)))
 
 
 def band(ax: Axes, *, x: tuple[float, float] | None = None, y: tuple[float, float] | None = None) -> None:
@@ -163,35 +175,44 @@ def picture(ax: Axes, pixels: np.ndarray, x: float, y: float, side: float) -> No
     bars(ax, [left], [top], side, [side], "well")
     shown = AxesImage(ax, extent=(left, right, bottom, top), interpolation="none", origin="upper")
     shown.set_data(pixels)
-    shown.set(**_drawn(ax, "pixels"))
+    shown.set(**_drawn("pixels"))
     ax.add_artist(shown)
 
 
 def text(ax: Axes, x: float, y: float, words: Any, looks: str = "t", **place: Any) -> Annotation:
     """Words at data (x, y). `place` is matplotlib's: `ha`, `va`, `xytext` (pixels away), `xycoords`."""
     moved: Any = {"xytext": (0.0, 0.0), "textcoords": "offset points", "annotation_clip": False} | place
-    with matplotlib.rc_context(_SETTINGS):
-        return ax.annotate(_words(words), (x, y), **moved, **_drawn(ax, looks))
+    return ax.annotate(_words(words), (x, y), **moved, **_drawn(looks))
 
 
 def shortened(words: str, most: int) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
-def _drawn(ax: Axes, looks: str) -> dict[str, Any]:
-    """What all artists have: their classes, and a place above those drawn before."""
-    return {"gid": _LOOKS + looks, "clip_on": False, "zorder": 10 + len(ax.get_children())}
+def _drawn(looks: str) -> dict[str, Any]:
+    """What all artists have: their classes, and one level above the grid; there later ones lie above earlier ones."""
+    return {"gid": _LOOKS + looks, "clip_on": False, "zorder": 10}
 
 
 def names(
     axis: Axis, words: Sequence[str], looks: str | Sequence[str] = "t", at: Sequence[float] = (), **place: Any
 ) -> None:
     """Names instead of numbers along an axis, at 0, 1, 2, … or at `at`; `looks` of all, or one each."""
-    with matplotlib.rc_context(_SETTINGS):
-        axis.set_ticks(at or range(len(words)), [_words(each) for each in words], **place)
-        classes = [looks] * len(words) if isinstance(looks, str) else looks
-        for label, own in zip(axis.get_ticklabels(), classes, strict=True):
-            label.set_gid(_LOOKS + own)
+    shown = [_words(each) for each in words]
+    axis.set_ticks(at or range(len(words)), shown, **place)
+    classes = [looks] * len(words) if isinstance(looks, str) else looks
+    for label, own in zip(axis.get_ticklabels(), classes, strict=True):
+        label.set_gid(_LOOKS + own)
+    figure = _figure(axis.axes)
+    engine = figure.get_layout_engine()
+    if axis is axis.axes.yaxis and isinstance(engine, ConstrainedLayoutEngine):
+        # scripts that matplotlib's own font lacks are drawn about half as wide again as they are measured
+        more = max((_wide(each) for each in shown), default=0) * 0.45 * FONT_SIZE / figure.bbox.width
+        engine.set(rect=(more, 0, 1 - more, 1))
+
+
+def _wide(words: str) -> int:
+    return sum(unicodedata.east_asian_width(character) in "WF" for character in words)
 
 
 def drawing(name: str, title: str, description: str, ax: Axes) -> Markup:
@@ -214,6 +235,7 @@ def inside(ax: Axes, name: str = "") -> Markup:
 
 
 @functools.lru_cache(maxsize=256)
+@settings()
 def sample(line_looks: str, shape: str = "", radius: float = 0.0, mark_looks: str = "") -> Markup:
     """The line and the marker of a plot's key, 30 by 14 pixels; what is empty is left out."""
     ax = canvas(30, 14)
@@ -226,9 +248,7 @@ def sample(line_looks: str, shape: str = "", radius: float = 0.0, mark_looks: st
 
 def measure(ax: Axes) -> None:
     """Lay the figure out, so that positions and sizes in pixels can be asked for."""
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        _figure(ax).draw_without_rendering()
+    _figure(ax).draw_without_rendering()
 
 
 def _figure(ax: Axes) -> Figure:
@@ -242,11 +262,8 @@ def _words(words: Any) -> str:
 
 def _rendered(ax: Axes) -> ElementTree.Element:
     file = io.StringIO()
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # the browser has its own fonts
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        # `savefig` would draw once more, to lay out what drawing lays out itself
-        FigureCanvasSVG(_figure(ax)).print_svg(file, metadata={"Date": None})
+    # `savefig` would draw once more, to lay out what drawing lays out itself
+    FigureCanvasSVG(_figure(ax)).print_svg(file, metadata={"Date": None})
     return ElementTree.fromstring(file.getvalue())
 
 

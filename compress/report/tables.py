@@ -166,7 +166,17 @@ def parity_text(parity: dict[str, Any] | None) -> str:
 
 def artifacts(document: dict[str, Any]) -> Markup:
     """One row a file: bytes, parameters, MACs, parity with torch and digest."""
-    heads = ("stage", "file", "format", "bytes", "parameters", "MACs per image", "same top-1 as in torch", "sha256")
+    heads = (
+        "stage",
+        "file",
+        "format",
+        "bytes",
+        "in gzip",
+        "parameters",
+        "MACs per image",
+        "same top-1 as in torch",
+        "sha256",
+    )
     rows = [
         element(
             "tr",
@@ -175,6 +185,7 @@ def artifacts(document: dict[str, Any]) -> Markup:
             element("td", a["file"] or "not shipped"),
             element("td", f"{a['format']}, {a['precision']}", class_="n"),
             counted(a["size_bytes"], fmt.size),
+            counted(a.get("gzip_bytes"), fmt.size),
             counted(a["parameters"] or None, fmt.quantity, fmt.absent("not counted")),
             counted(a["macs"] or None, fmt.quantity, fmt.absent("not counted")),
             element("td", parity_text(a["parity"]) if a["format"] == "onnx" else "", class_="p"),
@@ -250,7 +261,7 @@ def sustained(document: dict[str, Any]) -> Markup:
     """One row a cell that worked without a pause."""
     heads = (
         "stage, runtime", "first window", "last window", "last / first", "10 % slower after", "slowest window",
-        "hottest", "queries",
+        "hottest", "processor's energy per query", "queries",
     )  # fmt: skip
     rows = []
     for row in document["derived"]["sustained"]:
@@ -265,6 +276,7 @@ def sustained(document: dict[str, Any]) -> Markup:
                 counted(row["slower_after_s"]["value"], fmt.duration, "never" if row["queries"] else ""),
                 plain(row["worst_ns"], fmt.latency),
                 plain(row["celsius"], fmt.celsius),
+                plain(row["joules_per_query"], fmt.energy),
                 counted(row["queries"], fmt.count),
             )
         )

@@ -83,7 +83,8 @@ SUSTAINED = (
     "Each cell worked in one process without a pause; the line is the median of each window, the faint one its 90th "
     "percentile, against the first window's median; dotted is 10 % slower. What rises is the machine holding back, as "
     "phones and boards do when they are warm; or a neighbour. One cell came after the other, on the machine as the one "
-    "before left it."
+    "before left it. Energy is that of the whole processor by its own counter, less what it took when idle just before "
+    "and after: of everything that ran, and of nothing beside the processor."
 )
 PACED = (
     "Queries came at this rate whether the one before was done or not; a latency counts from the moment at which its "
