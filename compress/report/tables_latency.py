@@ -33,7 +33,7 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
                 *(plain(e, fmt.latency) for e in of_time),
                 _with(cell["load_ns"], fmt.latency, cell["load_cold_ns"], "cold: {}"),
                 plain(cell["cpu_ns_per_inference"], fmt.latency),
-                _with(cell["peak_rss_bytes"], fmt.size, cell["own_rss_bytes"], "{} of it the model's", fmt.size),
+                _with(cell["peak_rss_bytes"], fmt.size, cell["own_rss_bytes"], "own: {}", fmt.size),
                 plain(cell["images_per_second"], fmt.rate),
                 _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of float32's peak", fmt.percent),
                 element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", _outliers(cell), class_="n"),
