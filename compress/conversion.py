@@ -23,7 +23,7 @@ from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
-VERSIONS = {"convert": 2, "float_twin": 1, "numerics": 2}
+VERSIONS = {"convert": 2, "float_twin": 1, "numerics": 3}
 TIMEOUT_S = 900.0
 MEMORY_BYTES = 12 << 30
 # What a converter may fill: its largest file, and all of its folder

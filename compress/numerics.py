@@ -40,8 +40,11 @@ def convert(source: Path, folder: Path, precision: str, images: Path | None = No
     if images:
         try:
             found["activations"] = _activations(model, folder, images)
+        except MemoryError:  # which another time there may be enough of
+            raise
         except Exception as error:  # what is known of the weights is told all the same
-            found["activations"] = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            said = (str(error).splitlines() or [""])[0]
+            found["activations"] = {"failure": f"{type(error).__name__}: {said[:200]}"}
     return found
 
 

@@ -32,14 +32,21 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+MOST_PACKED_BYTES = 100_000_000
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def gzip_bytes(path: Path) -> int:
-    """How many bytes a file takes in a compressed archive, such as an app's package or an update sent to a board."""
+def gzip_bytes(path: Path) -> int | None:
+    """How many bytes a file takes in a compressed archive, such as an app's package or an update sent to a board; None
+    of one that takes long to pack.
+    """
+    if path.stat().st_size > MOST_PACKED_BYTES:
+        return None
     packer, size = zlib.compressobj(wbits=31), 0
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -368,21 +368,21 @@ def sustained(spec: dict[str, Any]) -> dict[str, Any]:
     `energy`, of the processor in that time, where it is counted.
     """
     facts: dict[str, Any] = {}
-    counters = energy_counters() if spec["sustained_s"] >= LEAST_ENERGY_S else []
-    idle_joules = [joules_in(counters, LEAST_ENERGY_S)] if counters else []
     queries = draw(np.load(spec["images"]), spec["batch"], spec["seed"])
+    meter = Meter(energy_counters() if spec["sustained_s"] >= LEAST_ENERGY_S else [])
+    meter.idle()
     adapter, session = start(spec, facts)
     with stage("first_inference", facts):
         adapter.run(session, next(queries))
     windows: list[dict[str, Any]] = []
     window_s = min(LONGEST_WINDOW_S, spec["sustained_s"] / 10)
     begun = time.monotonic()
-    microjoules = [0] * len(counters)
     with stage("sustained", facts):
-        before = read_counters(counters)
+        meter.read()
         for number in range(1, round(spec["sustained_s"] / window_s) + 1):
             left_s = begun + number * window_s - time.monotonic()
             samples_ns, *_ = repeat(adapter, session, queries, 1, max(0.0, left_s))
+            meter.add()
             windows.append(
                 {
                     "end_s": round(time.monotonic() - begun, 3),
@@ -393,19 +393,59 @@ def sustained(spec: dict[str, Any]) -> dict[str, Any]:
                     "megahertz": clock_megahertz(),
                 }
             )
-            # at the end of each window, before a counter has come round twice
-            after = read_counters(counters)
-            microjoules = [sum(x) for x in zip(microjoules, counted(counters, before, after), strict=True)]
-            before = after
-    if not counters:
-        why = f"it takes {LEAST_ENERGY_S:.0f} s of work" if spec["sustained_s"] < LEAST_ENERGY_S else NO_COUNTER
-        return {**facts, "windows": windows, "energy": {"reason": why}}
-    idle_joules.append(joules_in(counters, LEAST_ENERGY_S))
-    energy = {
-        "joules": sum(microjoules) / 1e6, "seconds": windows[-1]["end_s"],
-        "idle_watts": [joules / LEAST_ENERGY_S for joules in idle_joules], "reason": "",
-    }  # fmt: skip
-    return {**facts, "windows": windows, "energy": energy}
+    meter.idle()
+    why = f"it takes {LEAST_ENERGY_S:.0f} s of work" if spec["sustained_s"] < LEAST_ENERGY_S else NO_COUNTER
+    return {**facts, "windows": windows, "energy": meter.facts(why)}
+
+
+class Meter:
+    """The energy that the processor takes, by its counters, while it works and while it is idle. One that cannot be
+    read any more, or a list of none, makes it tell nothing, and spoils nothing else.
+    """
+
+    def __init__(self, counters: Sequence[Path]):
+        self.counters, self.joules, self.seconds = list(counters), 0.0, 0.0
+        self.idle_watts: list[float] = []
+        self._last: tuple[float, list[int]] = (0.0, [])
+
+    def read(self) -> None:
+        """From here on energy counts."""
+        try:
+            self._last = time.monotonic(), [int((folder / "energy_uj").read_text()) for folder in self.counters]
+        except (OSError, ValueError):
+            self.counters = []
+
+    def since(self) -> tuple[float, float]:
+        """(joules, seconds) since the last reading; a counter that came to its end has begun again at 0."""
+        (began, before), used = self._last, 0
+        self.read()
+        try:
+            for folder, old, now in zip(self.counters, before, self._last[1], strict=True):
+                used += (now - old) % (int((folder / "max_energy_range_uj").read_text()) + 1)
+        except (OSError, ValueError):
+            self.counters = []
+        return used / 1e6, self._last[0] - began
+
+    def add(self) -> None:
+        """What was taken since the last reading was work. To be called before a counter has come round twice."""
+        joules, seconds = self.since() if self.counters else (0.0, 0.0)
+        self.joules, self.seconds = self.joules + joules, self.seconds + seconds
+
+    def idle(self) -> None:
+        """Wait, and see what is taken meanwhile."""
+        if self.counters:
+            self.read()
+            time.sleep(LEAST_ENERGY_S)
+            joules, seconds = self.since()
+            self.idle_watts.append(joules / seconds if seconds else 0.0)
+
+    def facts(self, why_not: str) -> dict[str, Any]:
+        """`joules` in `seconds` of work and the `idle_watts` before and after, or the `reason` for which there are
+        none.
+        """
+        if not self.counters:
+            return {"reason": why_not}
+        return {"joules": self.joules, "seconds": self.seconds, "idle_watts": self.idle_watts, "reason": ""}
 
 
 def energy_counters(root: Path = Path("/sys/class/powercap")) -> list[Path]:
@@ -415,29 +455,11 @@ def energy_counters(root: Path = Path("/sys/class/powercap")) -> list[Path]:
     found = []
     for folder in sorted(root.glob("intel-rapl:*")):
         try:
-            if (folder / "name").read_text().startswith("package") and read_counters([folder]):
+            if (folder / "name").read_text().startswith("package") and int((folder / "energy_uj").read_text()) >= 0:
                 found.append(folder)
         except (OSError, ValueError):  # most systems let only root read
             continue
     return found
-
-
-def read_counters(counters: Sequence[Path]) -> list[int]:
-    """What the counters show, in microjoules."""
-    return [int((folder / "energy_uj").read_text()) for folder in counters]
-
-
-def counted(counters: Sequence[Path], before: list[int], after: list[int]) -> list[int]:
-    """The microjoules from one reading to the next; a counter that came to its end has begun again at 0."""
-    ranges = [int((folder / "max_energy_range_uj").read_text()) + 1 for folder in counters]
-    return [(b - a) % most for a, b, most in zip(before, after, ranges, strict=True)]
-
-
-def joules_in(counters: Sequence[Path], seconds: float) -> float:
-    """The energy that is taken while nothing is asked for so long."""
-    before = read_counters(counters)
-    time.sleep(seconds)
-    return sum(counted(counters, before, read_counters(counters))) / 1e6
 
 
 def hottest_celsius(root: Path = Path("/sys/class/thermal")) -> float | None:

@@ -115,7 +115,7 @@ def test_ids_are_of_one_plot(ax):
     assert {use.get("href")[1:] for use in root.iter(f"{SVG}use")} <= set(ids)
 
 
-def test_names_in_wide_scripts_have_room(ax):
+def test_names_in_wide_scripts_have_room():
     def left(words: str) -> float:
         with svg.settings():
             own = svg.axes(svg.Span(low=0, high=1), None)
@@ -128,8 +128,9 @@ def test_names_in_wide_scripts_have_room(ax):
     assert left("汉" * 17) > 17 * svg.FONT_SIZE and left("a" * 17) < left("汉" * 17)
 
 
-def test_long_names_leave_room_for_the_plot():
-    text = json.dumps(make_facts()).replace("distilled", "a very long name of a stage " * 5)
+@pytest.mark.parametrize("name", ["a very long name of a stage " * 5, "汉" * 60])
+def test_long_names_leave_room_for_the_plot(name):
+    text = json.dumps(make_facts()).replace("distilled", name)
     document = report.document_of(json.loads(text))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -137,6 +138,21 @@ def test_long_names_leave_room_for_the_plot():
     forest = re.search(r'aria-labelledby="forest-title.*?</svg>', page, re.S).group(0)
     ((left, right),) = re.findall(r'class="axis" d="M ([\d.]+) \S+ L ([\d.]+) ', forest)
     assert float(right) - float(left) > 150
+    # and those of one file are told apart by their ends; each is there twice, for the two baselines
+    rows = re.findall(r'<text class="t"[^>]*>([^<]*…[^<]*)</text>', forest)
+    assert len(set(rows)) == 2 and any(row.endswith("torch_eager") for row in rows)
+
+
+def test_words_are_cut_to_columns_and_keep_their_end():
+    assert svg.shortened("short", 5) == "short" and svg.shortened("longer", 5) == "long…"
+    assert svg.shortened("a long name · ort_cpu", 14, end=10) == "a l… · ort_cpu"
+    assert svg.shortened("汉汉汉汉", 5) == "汉汉…" and svg.shortened("汉", 2) == "汉"
+
+
+def test_plots_are_made_within_our_settings():
+    for make in (lambda: svg.axes(None, None), lambda: svg.canvas(10, 10)):
+        with pytest.raises(AssertionError, match="settings"):
+            make()
 
 
 def test_the_users_settings_of_matplotlib_do_not_matter(tmp_path, monkeypatch):

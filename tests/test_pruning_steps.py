@@ -336,5 +336,9 @@ def test_the_report_draws_what_pruning_saw() -> None:
     assert drawn.count('class="bar best"') == 4 and drawn.count('class="line ') == 3 and "<b>" not in drawn
     lines = rows_pruning.lines(document)
     assert lines[1].startswith("<b>3: 65") and "38% removed" in lines[1] and "1 layers" in lines[-1]
+    seen = stage["pruning"][0]["sensitivity"]
+    seen["shares"], seen["families"] = [], [family | {"correct": []} for family in measured]
+    nothing = {**facts, "derived": rows.derive(facts)}
+    assert plots_pruning.sensitivity(nothing) is None and len(rows_pruning.lines(nothing)) == 2
     del stage["pruning"]
     assert plots_pruning.sensitivity({**facts, "derived": rows.derive(facts)}) is None

@@ -131,7 +131,7 @@ def test_automatic_values_are_chosen_and_written_down(splits: Splits) -> None:
         got.epochs > 0
         and got.teacher_epochs > 0
         and got.recover_epochs > 0
-        and (got.batch_size, got.learning_rate) == (64, 0.1)
+        and (got.batch_size, got.learning_rate) == (64, 0.05)
     )
     assert got.tier != "auto" and got.name == "" and job.pruner is job.quantizer is None
     again = plan.make(got, splits)

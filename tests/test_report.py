@@ -780,6 +780,11 @@ def test_numbers_as_text():
     assert [fmt.duration(s) for s in (9.04, 125, 3725)] == ["9.0 s", "2 min 05 s", "1 h 02 min"]
 
 
+def test_all_of_memory_is_shown(document):
+    assert document["derived"]["cells"][0]["pss_bytes"]["value"] == 150e6
+    assert "182 MB<small>own: 142 MB</small><small>PSS: 150 MB</small>" in html.render(document)
+
+
 @pytest.mark.parametrize(
     ("memory", "in_visits", "peak", "own"),
     [
@@ -788,6 +793,7 @@ def test_numbers_as_text():
         ({"failure": "killed"}, None, "killed", "killed"),
         (MEMORY | {"peak_rss_bytes": 0}, None, "the system does not say", "the system does not say"),
         ({"failure": ""}, None, "the system does not say", "the system does not say"),
+        ({"failure": "", "peak_rss_bytes": 182e6}, None, 182e6, "the system does not say"),
         # reports of earlier versions, and of phones
         (None, 99e6, 99e6, "the whole process alone was looked at"),
         ({"failure": "gives no memory"}, 99e6, 99e6, "the whole process alone was looked at"),

@@ -2,8 +2,8 @@
 
 import copy
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from test_bench import ADAPTER, adapters, artifact, cell, images  # noqa: F401 (
 
 from compress import bench, report, units, worker
 from compress.cli.main import compress as group
-from compress.errors import UsageError
+from compress.errors import InputRejected, UsageError
 from compress.report import format as fmt
 from compress.report import html, markdown, rows_sustained
 
@@ -79,39 +79,55 @@ def test_only_whole_packages_that_may_be_read_count_energy(tmp_path: Path) -> No
     (counter(tmp_path, "intel-rapl:4", "package-4", 1) / "energy_uj").unlink()
     assert worker.energy_counters(tmp_path) == [first, second]
     assert worker.energy_counters(tmp_path / "none") == []
-    before = worker.read_counters([first, second])
+    meter = worker.Meter([first, second])
+    meter.read()
     (first / "energy_uj").write_text("10\n")
-    # 990 to 999, to 0, and on to 10
-    assert worker.counted([first, second], before, worker.read_counters([first, second])) == [20, 0]
+    joules, seconds = meter.since()  # 990 to 999, to 0, and on to 10
+    assert joules == pytest.approx(20e-6) and 0 <= seconds < 5
 
 
-def test_the_energy_of_a_query_is_that_above_idleness(artifact, images, tmp_path, monkeypatch) -> None:  # noqa: F811
-    """Three watts when idle, and seven while the model works, by a counter of our own."""
+def test_the_energy_of_work_and_of_idleness(tmp_path: Path, monkeypatch) -> None:
+    """Three watts when idle, and seven while the model works, by a clock of our own."""
+    folder = counter(tmp_path, "intel-rapl:0", "package-0", 0)
+    (folder / "max_energy_range_uj").write_text("99999999999\n")
+    now, used = [100.0], [0.0]
+
+    def passes(seconds: float, watts: float = 3.0) -> None:
+        now[0] += seconds
+        used[0] += 1e6 * watts * seconds
+        (folder / "energy_uj").write_text(f"{used[0]:.0f}\n")
+
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=passes))
+    meter = worker.Meter([folder])
+    meter.idle()
+    passes(4)  # loading
+    meter.read()
+    for _ in range(5):
+        passes(60, 7.0)
+        meter.add()
+    meter.idle()
+    found = meter.facts("")
+    assert (found["joules"], found["seconds"]) == pytest.approx((2100.0, 300.0)) and found["reason"] == ""
+    assert found["idle_watts"] == pytest.approx([3.0, 3.0])
+    # a counter that goes away spoils the energy alone
+    (folder / "energy_uj").unlink()
+    meter.read()
+    meter.add(), meter.idle()
+    assert meter.facts("gone") == {"reason": "gone"} and worker.Meter([]).facts("none") == {"reason": "none"}
+
+
+def test_a_real_cell_tells_its_energy_or_why_not(artifact, images, tmp_path, monkeypatch) -> None:  # noqa: F811
     (tmp_path / "busy.py").write_text(ADAPTER.format(body="time.sleep(0.002)"))
     np.save(tmp_path / "images.npy", images)
-    watts, shown = [3.0], [0.0, time.monotonic()]
-
-    def read(counters: list[Path]) -> list[int]:
-        now = time.monotonic()
-        shown[:] = [shown[0] + 1e6 * watts[0] * (now - shown[1]), now]
-        return [int(shown[0])]
-
-    def begun(spec: dict, facts: dict) -> tuple:
-        read([])
-        watts[0] = 7.0
-        return real(spec, facts)
-
-    real = worker.start
-    monkeypatch.setattr(worker, "start", begun)
-    monkeypatch.setattr(worker, "LEAST_ENERGY_S", 0.2)
-    monkeypatch.setattr(worker, "read_counters", read)
-    monkeypatch.setattr(worker, "energy_counters", lambda: [tmp_path])
-    monkeypatch.setattr(worker, "counted", lambda counters, before, after: [after[0] - before[0]])
     spec = {"adapter": str(tmp_path / "busy.py"), "model": str(artifact.path), "threads": 1, "mode": "sustained"}
-    spec |= {"images": str(tmp_path / "images.npy"), "batch": 1, "seed": [0], "sustained_s": 1.0}
+    spec |= {"images": str(tmp_path / "images.npy"), "batch": 1, "seed": [0], "sustained_s": 0.5}
+    assert worker.sustained(spec)["energy"] == {"reason": "it takes 10 s of work"}
+    monkeypatch.setattr(worker, "LEAST_ENERGY_S", 0.1)
+    monkeypatch.setattr(worker, "energy_counters", list)
+    assert worker.sustained(spec)["energy"] == {"reason": worker.NO_COUNTER}
+    monkeypatch.setattr(worker, "energy_counters", lambda: [counter(tmp_path, "c", "package-0", 7)])
     energy = worker.sustained(spec)["energy"]
-    assert energy["joules"] == pytest.approx(7.0 * energy["seconds"], rel=0.05) and energy["reason"] == ""
-    assert energy["idle_watts"] == pytest.approx([3.0, 7.0], rel=0.05)
+    assert energy["joules"] == 0 and energy["idle_watts"] == [0, 0] and energy["seconds"] >= 0.5
 
 
 def test_energy_in_the_report() -> None:
@@ -120,13 +136,20 @@ def test_energy_in_the_report() -> None:
     facts["measurements"][0]["sustained"]["energy"] = counted
     document = report.document_of(facts)
     (row,) = document["derived"]["sustained"]
-    found = row["joules_per_query"]
-    assert [found[key] for key in ("value", "low", "high")] == pytest.approx([0.025, 0.02, 0.03])
+    assert row["joules_per_query"]["value"] == pytest.approx(0.025) and row["joules_per_query"]["low"] is None
+    assert row["joules_per_query"]["reason"] == "no interval: 2.0 and 3.0 W when idle before and after"
     assert "25.0 mJ" in html.render(document) and "energy per query 25.0 mJ" in markdown.render(document)
     facts["measurements"][0]["sustained"]["energy"] = {"reason": worker.NO_COUNTER}
     document = report.document_of(facts)
     assert worker.NO_COUNTER in html.render(document)
     assert worker.NO_COUNTER.partition(" (")[0] in markdown.render(document)
+    facts["measurements"][0]["sustained"]["energy"] = counted | {"idle_watts": [1.0, 6.0]}
+    (row,) = report.document_of(facts)["derived"]["sustained"]
+    assert row["joules_per_query"]["reason"] == "lost in what the processor takes when idle"
+    for broken in ({"reason": ""}, counted | {"idle_watts": []}):
+        facts["measurements"][0]["sustained"]["energy"] = broken
+        with pytest.raises(InputRejected, match="energy without"):
+            report.document_of(facts)
     assert [fmt.energy(j) for j in (2.5, 0.0042, 3.1e-6)] == ["2.50 J", "4.20 mJ", "3.10 µJ"]
 
 

@@ -121,6 +121,7 @@ def test_a_student_that_never_saw_a_class_learns_it_from_its_teacher(tmp_path: P
     """Hinton's experiment on digits: without a 3 in the transfer set, and with the bias of 3 corrected."""
     common = {
         "student": "mlp:depth=1,hidden=100", "teacher": "mlp:depth=1,hidden=400", "epochs": 15, "teacher_epochs": 15,
+        "learning_rate": 0.1,
         "runtimes": "ort_cpu", "kd": "kd:temperature=8,ce_weight=0,kd_weight=1", "transfer_lacks": "3",
         "out": str(tmp_path), "name": "without-3",
     }  # fmt: skip

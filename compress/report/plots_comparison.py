@@ -13,7 +13,8 @@ from compress.report import svg
 from compress.report.labels import Labels, drawn
 from compress.report.markup import Markup
 
-_ROW_NAME, _POINT_NAME = 34, 24  # characters; the descriptions have the whole names
+# columns; what tells cells of one file apart is at the end of a name, and the descriptions have the whole of it
+_ROW_NAME, _POINT_NAME, _ENDING = 34, 24, 18
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:
@@ -97,7 +98,7 @@ def _name_points(
     for point, radius in zip(points, radii, strict=True):
         if point["cell"] in named:
             looks = "t label halo" + (" faded" if point["dominated"] else "")
-            words = svg.shortened(labels.point(named[point["cell"]]), _POINT_NAME)
+            words = svg.shortened(labels.point(named[point["cell"]]), _POINT_NAME, end=_ENDING)
             label = svg.text(ax, _ms(point), _percent(point), words, looks, ha="center", va="center")
             taken.append(_place_label(label, radius, taken, ax.bbox))
 
@@ -168,7 +169,7 @@ def speedups(document: dict[str, Any], labels: Labels) -> Markup | None:
             svg.text(ax, 0, y - 1, group, "t group halo", va="center", xycoords=ax.get_yaxis_transform())
         places.append(y)
         _forest_row(ax, estimate, colour, y)
-    svg.names(ax.yaxis, [svg.shortened(r[0], _ROW_NAME) for r in rows], at=places)
+    svg.names(ax.yaxis, [svg.shortened(r[0], _ROW_NAME, end=_ENDING) for r in rows], at=places)
     description = "; ".join(f"{r[0]} {r[3]}: {fmt.ratio_interval(r[1])}" for r in rows)
     return svg.drawing("forest", "Speed-ups with 95 % intervals", description, ax)
 

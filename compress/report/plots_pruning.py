@@ -20,6 +20,8 @@ def sensitivity(document: dict[str, Any]) -> Markup | None:
         return None
     facts, gone = stage["pruning"][0]["sensitivity"], removed(stage)
     families = known_families(facts, gone)
+    if not families:
+        return None
     images = facts["images"]
     whole = 100 * facts["correct"] / images
     levels = [100 * count / images for family in families for count in family["correct"]]

@@ -180,9 +180,10 @@ def _memory(measurement: dict[str, Any]) -> dict[str, Estimate]:
     """
     held = measurement.get("memory") or {"failure": "this tier does not look at memory"}
     if held.get("peak_rss_bytes"):
-        own = max(0, held["peak_rss_bytes"] - held.get("empty_rss_bytes", 0))
-        pss = measured(held["pss_bytes"]) if held.get("pss_bytes") else missing("the system does not say")
-        return dict(zip(_MEMORY, (measured(held["peak_rss_bytes"]), measured(own), pss), strict=True))
+        peak, unsaid = held["peak_rss_bytes"], missing("the system does not say")
+        own = measured(max(0, peak - held["empty_rss_bytes"])) if held.get("empty_rss_bytes") else unsaid
+        pss = measured(held["pss_bytes"]) if held.get("pss_bytes") else unsaid
+        return dict(zip(_MEMORY, (measured(peak), own, pss), strict=True))
     if any(visit.get("peak_rss_bytes") for visit in measurement["visits"]):
         whole = _over_visits(measurement, "peak_rss_bytes")
         return dict.fromkeys(_MEMORY, missing("the whole process alone was looked at")) | {_MEMORY[0]: whole}

@@ -20,7 +20,8 @@ def removed(stage: dict[str, Any]) -> dict[str, float]:
 def known_families(facts: dict[str, Any], gone: dict[str, float]) -> list[dict[str, Any]]:
     """Those that were masked in each part, and of which it is known what was removed."""
     shares = len(facts["shares"])
-    return [each for each in facts["families"] if each["layer"] in gone and len(each["correct"]) == shares]
+    known = [each for each in facts["families"] if each["layer"] in gone and len(each["correct"]) == shares]
+    return known if shares else []
 
 
 def in_words(stage: dict[str, Any]) -> list[str]:

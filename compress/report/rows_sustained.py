@@ -39,8 +39,14 @@ def _row(cell: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _energy(energy: dict[str, Any] | None, queries: int) -> Estimate:
-    """The processor's energy for a query, less what it takes when idle: between the idle powers before and after."""
+    """The processor's energy for a query, above what it takes when idle: the mean of that before and after."""
     if not energy or energy["reason"]:
         return missing(energy["reason"] if energy else "this version of the benchmark did not count it")
-    of_work = [(energy["joules"] - watts * energy["seconds"]) / queries for watts in energy["idle_watts"]]
-    return measured(sum(of_work) / len(of_work), min(of_work), max(of_work))
+    idle = energy.get("idle_watts")
+    if not idle or "joules" not in energy or "seconds" not in energy:
+        raise ValueError("energy without joules, seconds and idle watts")
+    of_work = [(energy["joules"] - watts * energy["seconds"]) / queries for watts in idle]
+    if min(of_work) <= 0:
+        return missing("lost in what the processor takes when idle")
+    said = " and ".join(f"{watts:.1f}" for watts in idle)
+    return measured(sum(of_work) / len(of_work), reason=f"no interval: {said} W when idle before and after")

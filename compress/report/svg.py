@@ -99,12 +99,17 @@ def axes(
     ticks: its range and names are the caller's. With several `ratios` of heights: a list of axes above each other,
     which share x; `y` is the first one's.
     """
+    _within_settings()
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     figure.patch.set_visible(False)
     rows = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     for place, made in enumerate(rows):
         _prepare(made, x, None if place else y)
     return list(rows) if len(ratios) > 1 else rows[0]
+
+
+def _within_settings() -> None:
+    assert matplotlib.rcParams["svg.fonttype"] == "none", "plots are made within `settings()`"
 
 
 def _prepare(ax: Axes, x: Span | None, y: Span | None) -> None:
@@ -134,6 +139,7 @@ def _prepare(ax: Axes, x: Span | None, y: Span | None) -> None:
 
 def canvas(width: float, height: float) -> Axes:
     """Bare axes whose unit is a pixel, from the upper left corner, for what has no scale."""
+    _within_settings()
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     figure.patch.set_visible(False)
     made = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
@@ -185,8 +191,15 @@ def text(ax: Axes, x: float, y: float, words: Any, looks: str = "t", **place: An
     return ax.annotate(_words(words), (x, y), **moved, **_drawn(looks))
 
 
-def shortened(words: str, most: int) -> str:
-    return words if len(words) <= most else words[: most - 1] + "…"
+def shortened(words: str, most: int, *, end: int = 0) -> str:
+    """At most so many columns of `words`, with the last `end` of them kept; wide characters take two."""
+    if len(words) + _wide(words) <= most:
+        return words
+    last = words[len(words) - end :]
+    first = words[: max(0, most - 1 - len(last) - _wide(last))]
+    while first and len(first) + _wide(first) > most - 1 - len(last) - _wide(last):
+        first = first[:-1]
+    return f"{first}…{last}"
 
 
 def _drawn(looks: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
                 *(plain(e, fmt.latency) for e in of_time),
                 _with(cell["load_ns"], fmt.latency, cell["load_cold_ns"], "cold: {}"),
                 plain(cell["cpu_ns_per_inference"], fmt.latency),
-                _with(cell["peak_rss_bytes"], fmt.size, cell["own_rss_bytes"], "own: {}", fmt.size),
+                _memory(cell),
                 plain(cell["images_per_second"], fmt.rate),
                 _with(cell["gmacs_per_second"], fmt.gmacs, cell["peak_share"], "{} of float32's peak", fmt.percent),
                 element("td", f"{len(cell['rounds'])}, {fmt.count(cell['queries'])}", _outliers(cell), class_="n"),
@@ -41,6 +41,16 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
             )
         )
     return table("Latency in detail", heads, rows)
+
+
+def _memory(cell: dict[str, Any]) -> Markup:
+    """The peak, and below it what of that came with the model, and PSS."""
+    peak = cell["peak_rss_bytes"]
+    if peak["value"] is None:
+        return plain(peak, fmt.size)
+    more = (("own", cell["own_rss_bytes"]), ("PSS", cell["pss_bytes"]))
+    lines = (element("small", f"{name}: {fmt.size(e['value'])}") for name, e in more if e["value"] is not None)
+    return element("td", fmt.size(peak["value"]), *lines, class_="n", data_v=sort_value(peak["value"]))
 
 
 def _tail(estimate: dict[str, Any], cell: dict[str, Any] | None = None) -> Markup:
