@@ -82,7 +82,7 @@ def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, An
     return {
         "network": name,
         "threads": options.threads,
-        "machine": {key: document["environment"][key] for key in ("cpu_model", "cores_allowed", "system")},
+        "machine": {key: document["environment"][key] for key in ("cpu_model", "isa", "cores_allowed", "system")},
         "shipped": document["shipped"],
         "converted": converted_rows(document),
         "accuracy": accuracy_rows(document, "teacher"),
@@ -95,7 +95,8 @@ def table_of(row: dict[str, Any]) -> list[str]:
     threads, machine = sorted({each["threads"] for each in row["cells"]}), row["machine"]
     lines = [
         f"## `{row['network']}`", "",
-        f"{machine['cpu_model']}, {plural(machine['cores_allowed'], 'core')}, {machine['system']}.", "",
+        f"{machine['cpu_model']} ({', '.join(machine.get('isa') or ['instruction sets not recorded'])}), "
+        f"{plural(machine['cores_allowed'], 'core')}, {machine['system']}.", "",
         "| stage | runtime | same answers as ONNX | top-1 % (95 %) | bytes |"
         + "".join(f" ms, {plural(number, 'thread')} (95 %) | over the teacher there |" for number in threads),
         "| --- | --- | --- | --- | ---: |" + " --- | --- |" * len(threads),
