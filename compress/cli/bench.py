@@ -32,7 +32,12 @@ MOST_FPS = 10_000
 @click.option("--batch", "batches", default="1", show_default=True, help="Batch sizes, apart by commas.")
 @click.option("--fps", type=float, default=0.0, help="Queries at this rate too, counted from when they were due.")
 @click.option("--deadline", default="", help="With --fps, the time for an answer: 33ms [until the next is due].")
-@click.option("--sustained", default="", metavar="TIME", help="Each cell without a pause too, for so long: 10m.")
+@click.option(
+    "--sustained",
+    default="",
+    metavar="TIME",
+    help="Each cell without a pause too, for so long: 10m; 20 s more where energy is counted.",
+)
 @options.on_or_phone
 @click.option(
     "--tools",
