@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from compress.network import Network
+from compress.report.rows_tree import MOST_LEVELS
 from compress.types import Dataset
 
-DRAWN_LEVELS = 5  # of inner nodes; a deeper tree would not be readable
 _SAMPLES = 8
 _AT_ONCE = 256  # images
 # who sees no colours still sees the sign: orange is the darker of the two on paper
@@ -29,7 +29,7 @@ def of_tree(network: Network, picture: Callable[..., Any], stage: str, dataset: 
         parts.append(found.paths.numpy())
     paths = np.concatenate(parts)
     reached = np.bincount(paths.flatten(), minlength=len(found.filters) + len(found.leaves))
-    drawn = found.filters[: 2**DRAWN_LEVELS - 1].numpy()
+    drawn = found.filters[: 2**MOST_LEVELS - 1].numpy()
     return {
         "stage": stage,
         "depth": paths.shape[1] - 1,

@@ -8,7 +8,7 @@ import numpy as np
 
 from compress.report import format as fmt
 
-MOST_LEVELS = 5  # whose filters are shown
+MOST_LEVELS = 5  # of inner nodes whose filters are shown; a deeper tree would not be readable
 _MOST_PIXELS = 512  # a side
 
 
