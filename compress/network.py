@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors_bytes
 from safetensors.torch import save as save_safetensors_bytes
 from torch import Tensor, nn
 
-from compress import catalog, randomness
+from compress import catalog, randomness, relu6
 from compress.errors import InputRejected
 from compress.store import read_json, write_atomic, write_json
 
@@ -76,6 +76,7 @@ def build(
         torch.manual_seed(randomness.derive("weights", seed, entry.spec))
         inner_shape = (input_shape[0], size, size) if size else input_shape
         body = entry.module.build(entry.config, len(class_names), inner_shape)
+    relu6.use_result(body)
     contract = Contract(
         spec=entry.spec, class_names=class_names, input_shape=input_shape, mean=mean, std=std, widths={}, size=size
     )
