@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compress import catalog, model_files
+from compress import catalog, held_memory, model_files
 from compress.child import HERE, ChildFailed, Host, readable, workspace
 from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
@@ -92,7 +92,7 @@ def measure(
     """One Measurement a cell, in the order of `cells`; a failed cell states its reason and stops no other.
 
     `images`: real images, uint8 `[N,H,W,C]`. `on_visit(done, total)` is called between visits. `timeout_s` is for one
-    visit; 0 derives it from the tier. With `memory`, that is looked at in a visit of its own for each cell.
+    visit; 0 derives it from the tier. With `memory`, that is looked at in visits of their own for each cell.
     Raises UsageError for an unknown runtime, ValueError for two cells of one name.
     """
     if len({cell.name for cell in cells}) < len(cells):
@@ -126,18 +126,9 @@ def measure(
         for done, cell in enumerate(cells if memory else []):
             on_visit(len(plan) + done, total)
             if cell.name not in failures:
-                held[cell.name] = _held(cell, specs[cell.name], seed, work, plugins, host)
+                held[cell.name] = held_memory.of_cell(specs[cell.name], cell.artifact.path, seed, work, plugins, host)
         on_visit(total, total)
     return [_measurement(cell, visits[cell.name], failures.get(cell.name, ""), held.get(cell.name)) for cell in cells]
-
-
-def _held(cell: Cell, spec: dict, seed: int, work: Path, plugins: tuple[Path, ...], host: Host) -> dict[str, Any]:
-    """What a cell holds of the memory, in bytes (see `worker.py`), or the reason in `failure`."""
-    try:
-        visit = host.run(spec | {"mode": "memory", "seed": [seed, 0]}, work, 2 * spec["start_allowance_s"], plugins)
-    except ChildFailed as failure:
-        return {"failure": readable(failure, spec["model"], cell.artifact.path)}
-    return {key: visit[key] for key in ("peak_rss_bytes", "empty_rss_bytes", "pss_bytes")} | {"failure": ""}
 
 
 def sustained(

@@ -15,6 +15,7 @@ from compress.execution import Execution
 from compress.network import Network
 from compress.plan import Job
 from compress.progress import say
+from compress.recipe import Recipe
 from compress.sampling import VIEW_COUNT
 from compress.store import Step, Store
 from compress.teacher import BlackBox, Ensemble, Kept, Live, Teacher
@@ -113,8 +114,13 @@ def together(job: Job, store: Store, sources: list[Source], views: int, dataset:
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers, job.recipe.ensemble)
 
 
+def keeps(recipe: Recipe, views: int) -> bool:
+    """Whether answers are kept of so many views of each image: no mixture comes twice, and of endless views few do."""
+    return recipe.keep_answers and not recipe.mixup and views != VIEW_COUNT
+
+
 def _keeping(job: Job, store: Store, source: Source, views: int, dataset: Dataset) -> Teacher:
-    if not job.recipe.keep_answers or job.recipe.mixup or views == VIEW_COUNT:
+    if not keeps(job.recipe, views):
         return source.make()
     parts = {
         "version": VERSIONS["kept answers"],

@@ -12,7 +12,6 @@ import numpy as np
 # A percentile needs so many queries that, with this confidence, at least two of them lie above it.
 PERCENTILE_CONFIDENCE = 0.99
 NOISE_BAND = 0.02
-WIDEST_CONTROL = 0.05
 
 
 def median(values: Sequence[float]) -> float:
@@ -154,15 +153,15 @@ def accuracy_verdict(low: float, high: float, margin_fraction: float) -> str:
     return "lost" if high < -margin_fraction else "undecided"
 
 
-def aa_verdict(low: float, high: float) -> str:
+def aa_verdict(low: float, high: float, band: float = NOISE_BAND) -> str:
     """`ok`, `inconclusive` or `invalid`, from the interval of one artifact measured under two names.
 
-    `invalid`: wholly beyond ±2 %, so the machine makes differences up. `ok`: it contains 1 and stays within ±5 %.
+    `invalid`: wholly beyond 1 ± band, so the machine makes differences up. `ok`: it contains 1 and is no wider than the
+    band, so that a difference beyond the band is no invention of the machine's.
     """
-    if low > 1 + NOISE_BAND or high < 1 - NOISE_BAND:
+    if low > 1 + band or high < 1 - band:
         return "invalid"
-    contains_one = low <= 1 <= high
-    return "ok" if contains_one and low >= 1 - WIDEST_CONTROL and high <= 1 + WIDEST_CONTROL else "inconclusive"
+    return "ok" if low <= 1 <= high and high - low <= 2 * band else "inconclusive"
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -228,7 +228,8 @@ class Store:
         return sorted(found, key=lambda row: -row[2])
 
     def trim(self, keep: Path | None = None) -> list[Path]:
-        """Remove the least recently used entries beyond the size limit, and what killed children left a day ago.
+        """Remove the least recently used entries beyond the size limit, what killed children left a day ago, and
+        reports of bugs that are older than a month.
 
         Never `keep`, what was used in the last twelve hours, or what a process is making.
         """
@@ -241,10 +242,14 @@ class Store:
         for leftover in (self.root / "scratch").glob("*"):
             if time.time() - _time_of(leftover) > 24 * 3600:
                 shutil.rmtree(leftover, ignore_errors=True)
+        for text in (self.root / "bugs").glob("*.txt"):
+            if time.time() - _time_of(text) > 30 * 24 * 3600:
+                text.unlink(missing_ok=True)
         return [folder for folder in old if self._remove(folder)]
 
     def clear(self) -> list[Path]:
-        """Remove every entry that no process is making at the moment."""
+        """Remove every entry that no process is making at the moment, and the reports of bugs."""
+        shutil.rmtree(self.root / "bugs", ignore_errors=True)
         return [folder for folder, _, _, _ in self.entries() if self._remove(folder)]
 
     def _remove(self, folder: Path) -> bool:

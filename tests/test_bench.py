@@ -132,6 +132,7 @@ def test_two_names_of_one_artifact_and_a_runtime_that_is_not_here(artifact, imag
     )
     assert [m.cell for m in result] == ["one", "two", "gpu"]
     assert result[0].memory["pss_bytes"] > 0 and (result[2].failure == "") == (result[2].memory is not None)
+    assert 0 < result[0].memory["arena_off_peak_rss_bytes"] < 2 * result[0].memory["peak_rss_bytes"]
     for measurement, threads in zip(result[:2], (1, 2), strict=True):
         assert measurement.failure == "" and measurement.artifact_digest == artifact.digest
         assert [v["round"] for v in measurement.visits] == [0, 1]
@@ -311,7 +312,58 @@ def test_peak_memory_is_the_childs_own(artifact, images, tmp_path, monkeypatch):
     assert growth == pytest.approx(256 << 20, rel=0.05)
     assert small.memory["empty_rss_bytes"] < small.memory["peak_rss_bytes"] < ballast.nbytes / 2
     assert 0 < small.memory["pss_bytes"] <= small.memory["peak_rss_bytes"]
+    assert "arena_off_peak_rss_bytes" not in small.memory, "this runtime has no such choice"
     assert not any("peak_rss_bytes" in visit for visit in small.visits), "a timed visit looks at nothing else"
+
+
+@pytest.mark.parametrize("name", ["ort_cpu", "ort_mobile"])
+def test_a_session_without_an_arena_has_none(name, artifact, tmp_path):
+    adapter = worker.load_adapter(str(bench.runtime_file(name)))
+    folder = tmp_path if name == "ort_mobile" else artifact.path
+    if name == "ort_mobile":
+        adapter.convert(artifact.path, tmp_path, "float32")
+    for opened, arena in ((adapter.open_session, True), (adapter.open_without_arena, False)):
+        session = opened(str(folder), 1)
+        assert adapter.effective(session)["arena"] is session.get_session_options().enable_cpu_mem_arena is arena
+
+
+class Nvml:
+    """The driver's library with two GPUs, of which the first cannot be asked."""
+
+    def __init__(self, processes):
+        self.processes = processes
+
+    def nvmlInit_v2(self):
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count):
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, number, gpu):
+        gpu._obj.value = number + 1
+        return 0
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, gpu, count, running):
+        if gpu.value == 1:
+            return 4  # no permission
+        for row, (pid, held) in zip(running, self.processes, strict=False):
+            row.pid, row.bytes = pid, held
+        count._obj.value = len(self.processes)
+        return 0
+
+
+def test_memory_of_gpus_is_what_the_driver_counts_as_the_processs(monkeypatch):
+    assert worker.gpu_bytes() >= 0  # here, with or without a driver
+    others, own = (os.getpid() + 1, 7 << 20), os.getpid()
+    for processes, expected in (
+        ([others, (own, 300 << 20), (own, 1 << 20)], 301 << 20),
+        ([others], 0),  # a container knows processes by other numbers
+        ([(own, 2**64 - 1)], 0),  # the driver does not count
+        ([], 0),
+    ):
+        monkeypatch.setattr(worker.ctypes, "CDLL", lambda name, found=processes: Nvml(found))
+        assert worker.gpu_bytes() == expected
 
 
 def test_files_that_cannot_be_measured_are_rows_with_a_reason(artifact, images, tmp_path):

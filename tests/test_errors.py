@@ -1,6 +1,7 @@
 """What people see when something goes wrong: every error has a code, every code a section and a snapshot.
 
-The snapshots are in messages.txt. After a message was changed on purpose, write them anew and read the difference:
+messages.txt holds one error of each code as it is printed, wordings.txt what every place in the code that makes one
+says. After a message was changed on purpose, write them anew and read the difference:
 
     python tests/test_errors.py --renew
 """
@@ -27,7 +28,7 @@ from compress.errors import CompressError
 from compress.progress import QUIET_VARIABLE
 
 PACKAGE = Path(errors.__file__).parent
-MESSAGES = Path(__file__).with_name("messages.txt")
+MESSAGES, WORDINGS = (Path(__file__).with_name(name) for name in ("messages.txt", "wordings.txt"))
 SECTIONS = explain.sections()
 # set by click, by the command line for what was not foreseen, and by the classes for plugins
 NOT_AT_A_SITE = {"E-OPTION", "E-BUG", "E-PLUGIN", "E-PLUGIN-USAGE", "E-PLUGIN-INPUT", "E-PLUGIN-MEASUREMENT"}
@@ -42,16 +43,49 @@ def classes() -> dict[str, type[CompressError]]:
     }
 
 
+def calls() -> list[tuple[Path, ast.Call]]:
+    """Every construction of an error in the package, and the file that it stands in."""
+    names = {*classes(), "unknown"}
+    return [
+        (path, node)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
+    ]
+
+
 def sites() -> list[tuple[str, str, ast.expr | None]]:
     """(place, class or `unknown`, the code's expression) of every construction of an error in the package."""
-    names, found = {*classes(), "unknown"}, []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names:
-                codes = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-                name = ast.unparse(node.func).rpartition(".")[2]
-                found.append((f"{path.name}:{node.lineno}", name, codes[0] if codes else None))
+    found = []
+    for path, node in calls():
+        codes = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+        name = ast.unparse(node.func).rpartition(".")[2]
+        found.append((f"{path.name}:{node.lineno}", name, codes[0] if codes else None))
     return found
+
+
+def wording(node: ast.expr) -> str:
+    """What an expression says, with what is filled in while it runs in braces."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(wording, node.values))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return wording(node.left) + wording(node.right)
+    if isinstance(node, ast.IfExp):
+        return f"[{wording(node.body)} | {wording(node.orelse)}]"
+    return f"{{{ast.unparse(node.value if isinstance(node, ast.FormattedValue) else node)}}}"
+
+
+def wordings() -> list[str]:
+    """What every place says, hints below it, by file; several alike are told once."""
+    found = []
+    for path, node in calls():
+        more = {keyword.arg: wording(keyword.value) for keyword in node.keywords}
+        said = " ".join([more.pop("code", ""), *map(wording, node.args)])
+        lines = [f"{path.relative_to(PACKAGE)}: {said.strip()}", *(f"  {k}: {v}" for k, v in sorted(more.items()))]
+        found.append("\n".join(lines))
+    return sorted({*found})
 
 
 def test_every_error_is_given_its_code_where_it_is_made() -> None:
@@ -144,7 +178,13 @@ def test_the_message_is_as_it_was(code: str, tmp_path: Path, monkeypatch: pytest
     assert text == kept()[code]
 
 
+def test_what_every_place_says_is_as_it_was() -> None:
+    assert len(wordings()) > 280
+    assert "\n".join(wordings()) + "\n" == WORDINGS.read_text(encoding="utf-8")
+
+
 def renew() -> None:
+    WORDINGS.write_text("\n".join(wordings()) + "\n", encoding="utf-8")
     blocks = []
     for code in sorted(CASES):
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:

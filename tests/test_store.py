@@ -255,6 +255,18 @@ def test_the_least_recently_used_go_first_and_the_recent_stay(store: Store, monk
     assert [(r[0], r[3]) for r in rows] == [(new, True)] and rows[0][1] > 400_000
 
 
+def test_reports_of_bugs_go_after_a_month_or_with_all(store: Store) -> None:
+    folder = store.root / "bugs"
+    folder.mkdir(parents=True)
+    for name, days in (("old", 31), ("new", 1)):
+        (folder / f"{name}.txt").write_text("report")
+        os.utime(folder / f"{name}.txt", (time.time() - days * 86400,) * 2)
+    store.trim()
+    assert [path.name for path in folder.iterdir()] == ["new.txt"]
+    store.clear()
+    assert not folder.exists()
+
+
 def test_finding_a_step_counts_as_using_it(store: Store, monkeypatch) -> None:
     first, second = aged(store, "first", 400_000, 30), aged(store, "second", 400_000, 26)
     assert store.step("first", {}, write("never")).reused

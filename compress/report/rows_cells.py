@@ -175,15 +175,18 @@ def _unevenness(measurement: dict[str, Any], latency: Estimate) -> dict[str, Est
 
 
 def _memory(measurement: dict[str, Any]) -> dict[str, Estimate]:
-    """The most memory that the process held, what of it came with the runtime and the model, and its part of what is
-    shared with other processes (PSS).
+    """The most memory that the process held, what of it came with the runtime and the model, its part of what is shared
+    with other processes (PSS), the most that one held whose runtime kept no arena, and its part of GPUs'.
     """
     held = measurement.get("memory") or {"failure": "this tier does not look at memory"}
     if held.get("peak_rss_bytes"):
         peak, unsaid = held["peak_rss_bytes"], missing("the system does not say")
         own = measured(max(0, peak - held["empty_rss_bytes"])) if held.get("empty_rss_bytes") else unsaid
         pss = measured(held["pss_bytes"]) if held.get("pss_bytes") else unsaid
-        return dict(zip(_MEMORY, (measured(peak), own, pss), strict=True))
+        frugal = held.get("arena_off_peak_rss_bytes")
+        without = measured(frugal) if frugal else missing("the runtime has no such choice, or was not asked")
+        gpu = measured(held["gpu_bytes"]) if held.get("gpu_bytes") else missing("no GPU's memory was counted as its")
+        return dict(zip(_MEMORY, (measured(peak), own, pss, without, gpu), strict=True))
     if any(visit.get("peak_rss_bytes") for visit in measurement["visits"]):
         whole = _over_visits(measurement, "peak_rss_bytes")
         return dict.fromkeys(_MEMORY, missing("the whole process alone was looked at")) | {_MEMORY[0]: whole}
@@ -230,7 +233,7 @@ def _arithmetic(measurement: dict[str, Any], artifact: dict[str, Any], images_pe
 _PER_VISIT = (
     "import_ns", "first_inference_ns", "transfer_ns", "cpu_ns_per_inference"
 )  # fmt: skip
-_MEMORY = ("peak_rss_bytes", "own_rss_bytes", "pss_bytes")
+_MEMORY = ("peak_rss_bytes", "own_rss_bytes", "pss_bytes", "arena_off_peak_rss_bytes", "gpu_bytes")
 
 
 def _no_numbers(reason: str) -> dict[str, Any]:

@@ -44,11 +44,14 @@ def latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
 
 
 def _memory(cell: dict[str, Any]) -> Markup:
-    """The peak, and below it what of that came with the model, and PSS."""
+    """The peak, and below it what of that came with the model, PSS, the peak without an arena, and GPUs' memory."""
     peak = cell["peak_rss_bytes"]
     if peak["value"] is None:
         return plain(peak, fmt.size)
-    more = (("own", cell["own_rss_bytes"]), ("PSS", cell["pss_bytes"]))
+    more = (
+        ("own", cell["own_rss_bytes"]), ("PSS", cell["pss_bytes"]), ("no arena", cell["arena_off_peak_rss_bytes"]),
+        ("GPU", cell["gpu_bytes"]),
+    )  # fmt: skip
     lines = (element("small", f"{name}: {fmt.size(e['value'])}") for name, e in more if e["value"] is not None)
     return element("td", fmt.size(peak["value"]), *lines, class_="n", data_v=sort_value(peak["value"]))
 

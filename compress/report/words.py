@@ -115,7 +115,8 @@ GLOSSARY = {
     "ones lie beyond 3 times that. They are counted and stay in every number.",
     "calibration error": "How far the probability of an answer is, on average, from how often such answers are right.",
     "peak memory": "The most that a process held which answered a few queries, with nothing timed; own: what of it "
-    "came with the runtime and the file; PSS: its part of what is shared with other processes, at the end.",
+    "came with the runtime and the file; PSS: its part of what is shared with other processes, at the end; no "
+    "arena: the most where the runtime gives back at once what an inference frees; GPU: what the driver counts as its.",
     "MAC": "A multiplication with its addition. Convolutions and linear layers are counted, nothing else.",
     "int8, float32": "Numbers of 8 bits, with a scale for each channel, and of 32 bits.",
     "select, report": "Images that choices were made on, and images that were asked once, at the end.",

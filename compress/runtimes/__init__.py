@@ -8,9 +8,9 @@ read back, `intra_op_threads` among it, which must be what was asked for; where 
 process or on a GPU, the adapter takes the time itself: `timed(session, inputs) -> (ns, ns of it that copies to and from
 the device took)`. One that rounds int8 files by rules of its own, not by those that the file holds, says
 QUANTIZES_ITSELF = True: its answers are compared with the file's network in float. One that compiles when it loads may
-declare START_ALLOWANCE_S, the seconds that it is given for that. One whose converter may live in an environment of its
-own says which: `kit() -> Path | None`. One that may leave nodes to the CPU proves where they
-run: `placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU under `CPUExecutionProvider`; the
+declare START_ALLOWANCE_S, the seconds that it is given for that. One that can do without its arena of memory opens a
+session so by `open_without_arena(path, threads)`, for what it holds then. One whose converter may live in an
+environment of its own says which: `kit() -> Path | None`. One that may leave nodes to the CPU proves where they run: `placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU under `CPUExecutionProvider`; the
 first round asks when all is timed.
 
 A runtime that has a benchmark program of its own for Android names it in NATIVE, for `--on adb:` (`phone.py`): `tool`,

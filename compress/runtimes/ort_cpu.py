@@ -54,17 +54,23 @@ def version() -> str:
     return onnxruntime.__version__
 
 
-def open_session(path: str, threads: int) -> Any:
+def open_session(path: str, threads: int, *, arena: bool = True) -> Any:
     """A session on the CPU with exactly `threads` threads inside an operator and one across operators."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = arena
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def open_without_arena(path: str, threads: int) -> Any:
+    """As `open_session`, but what an inference frees goes back to the system, where the arena would keep it."""
+    return open_session(path, threads, arena=False)
 
 
 def run(session: Any, inputs: np.ndarray) -> np.ndarray:
@@ -81,6 +87,7 @@ def effective(session: Any) -> dict[str, Any]:
         "intra_op_threads": options.intra_op_num_threads,
         "inter_op_threads": options.inter_op_num_threads,
         "optimisation": options.graph_optimization_level.name,
+        "arena": options.enable_cpu_mem_arena,
         "spinning": options.get_session_config_entry("session.intra_op.allow_spinning") == "1",
         "fixed_batch": batch if isinstance(batch, int) else 0,
     }

@@ -72,14 +72,20 @@ def _signed(source: Path) -> bool:
     return any(each.name in zeros and each.data_type == onnx.TensorProto.INT8 for each in graph.initializer)
 
 
-def open_session(path: str, threads: int) -> Any:
+def open_session(path: str, threads: int, *, arena: bool = True) -> Any:
     """A session of `model.ort` in the folder `path`, with `threads` threads inside an operator and one across."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = arena
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(Path(path) / "model.ort"), options, providers=["CPUExecutionProvider"])
+
+
+def open_without_arena(path: str, threads: int) -> Any:
+    """As `open_session`, but what an inference frees goes back to the system, where the arena would keep it."""
+    return open_session(path, threads, arena=False)
 
 
 def run(session: Any, inputs: np.ndarray) -> np.ndarray:
@@ -95,5 +101,6 @@ def effective(session: Any) -> dict[str, Any]:
         "providers": session.get_providers(),
         "intra_op_threads": options.intra_op_num_threads,
         "inter_op_threads": options.inter_op_num_threads,
+        "arena": options.enable_cpu_mem_arena,
         "fixed_batch": batch if isinstance(batch, int) else 0,
     }
