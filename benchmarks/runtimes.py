@@ -19,10 +19,10 @@ from compress import facts, run_measurements
 from compress.chain import Link, make_chain
 from compress.plan import Job
 from compress.progress import say
-from compress.report.format import plural
+from compress.report.format import plural, ratio_interval
 from compress.report.rows_accuracy import accuracy_rows
-from compress.report.rows_cells import cell_rows
-from compress.report.rows_converted import converted_rows, gain_words
+from compress.report.rows_cells import aa_row, cell_rows
+from compress.report.rows_converted import converted_rows, gain, gain_words
 from compress.store import Store, read_json, write_atomic
 
 # name → what the recipe says of it
@@ -74,14 +74,19 @@ def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, An
     measured = run_measurements.measure(job, store, links)
     files = {link.artifact.stage: f"{link.artifact.stage}.onnx" for link in links}
     document = facts.of_run(name, job, links, files, measured | {"choice": None})
+    shown = ("stage", "runtime", "threads", "size_bytes", "latency_ns", "speedup_same_runtime")
     cells = [
-        {key: row[key] for key in ("stage", "runtime", "threads", "size_bytes", "latency_ns", "speedup_same_runtime")}
+        {key: row[key] for key in shown}
+        | {"invalid": [flag["text"] for flag in row["flags"] if flag["severity"] == "invalid"]}
         for row in cell_rows(document)
         if not row["control"]
     ]
     return {
         "network": name,
+        "tier": options.tier,
         "threads": options.threads,
+        "control": aa_row(document),
+        "int8": int8_rows(document, links),
         "machine": {key: document["environment"][key] for key in ("cpu_model", "isa", "cores_allowed", "system")},
         "shipped": document["shipped"],
         "converted": converted_rows(document),
@@ -90,13 +95,37 @@ def row_of(options: argparse.Namespace, store: Store, name: str) -> dict[str, An
     }
 
 
+def int8_rows(document: dict[str, Any], links: list[Link]) -> list[dict[str, Any]]:
+    """What int8 gains over the float file that it was made of, in each runtime, and what its makers say of it."""
+    notes = {each["runtime"]: each["notes"] for each in document["converted"] if each["stage"] == "int8"}
+    notes["ort_cpu"] = next((link.facts["notes"] for link in links if link.artifact.stage == "int8"), [])
+    timed = dict.fromkeys(m["runtime"] for m in document["measurements"] if m["stage"] == "int8" and m["visits"])
+    of_int8 = {"stage": "int8", "precision": "int8"}
+    return [
+        {"runtime": runtime, "gain": gain(document, of_int8 | {"runtime": runtime}), "notes": notes.get(runtime, [])}
+        for runtime in timed
+    ]
+
+
+def said_of_int8(row: dict[str, Any]) -> list[str]:
+    """A line for each runtime, also where nothing was decided."""
+    # rows of old know it of converted files only
+    found = row.get("int8") or [each for each in row["converted"] if each["stage"] == "int8" and "gain" in each]
+    return [
+        f"- int8 in {each['runtime']}: "
+        + "; ".join([gain_words(each) or f"not decided, {each['gain']['reason']}", *each["notes"]])
+        for each in found
+        if not each.get("failure")
+    ]
+
+
 def table_of(row: dict[str, Any]) -> list[str]:
     """One network's table in Markdown."""
     threads, machine = sorted({each["threads"] for each in row["cells"]}), row["machine"]
     lines = [
         f"## `{row['network']}`", "",
         f"{machine['cpu_model']} ({', '.join(machine.get('isa') or ['instruction sets not recorded'])}), "
-        f"{plural(machine['cores_allowed'], 'core')}, {machine['system']}.", "",
+        f"{plural(machine['cores_allowed'], 'core')}, {machine['system']}. " + _control_words(row), "",
         "| stage | runtime | same answers as ONNX | top-1 % (95 %) | bytes |"
         + "".join(f" ms, {plural(number, 'thread')} (95 %) | over the teacher there |" for number in threads),
         "| --- | --- | --- | --- | ---: |" + " --- | --- |" * len(threads),
@@ -119,19 +148,29 @@ def table_of(row: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {key[0]} | {key[1]} | {same} | {100 * top1['value']:.2f} ({100 * top1['low']:.2f} to "
             f"{100 * top1['high']:.2f}) | {timed[0]['size_bytes']:,} |"
-            + "".join(f" {_ms(cell['latency_ns'])} | {_times(cell['speedup_same_runtime'])} |" for cell in timed)
+            + "".join(f" {_ms(cell)} | {_times(cell['speedup_same_runtime'])} |" for cell in timed)
         )
-    # rows of old did not compare int8 with its float file in each runtime
-    gains = [each for each in row["converted"] if "gain" in each and gain_words(each)]
-    said = [f"- int8 in {each['runtime']}: {'; '.join([gain_words(each), *each['notes']])}" for each in gains]
+    said = said_of_int8(row)
+    not_run = [name for name in RUNTIMES if name not in {cell["runtime"] for cell in row["cells"]}]
+    said += [f"- not run: {', '.join(not_run)}"] if not_run else []
     return [*lines, *([""] if said else []), *said, ""]
 
 
-def _ms(latency: dict[str, Any]) -> str:
+def _control_words(row: dict[str, Any]) -> str:
+    if "control" not in row:
+        return "Tier `smoke`; which rounds are valid was not kept."
+    control = row["control"]
+    return f"Tier `{row['tier']}`; A/A control {ratio_interval(control)}, {control['verdict']}."
+
+
+def _ms(cell: dict[str, Any]) -> str:
+    latency = cell["latency_ns"]
     if latency["value"] is None:
         return ""
     value = f"{latency['value'] / 1e6:.3f}"
-    return value if latency["low"] is None else f"{value} ({latency['low'] / 1e6:.3f} to {latency['high'] / 1e6:.3f})"
+    if latency["low"] is not None:
+        value += f" ({latency['low'] / 1e6:.3f} to {latency['high'] / 1e6:.3f})"
+    return value + (", not valid" if cell.get("invalid") else "")
 
 
 def _times(ratio: dict[str, Any]) -> str:
@@ -142,7 +181,7 @@ def _times(ratio: dict[str, Any]) -> str:
 
 def short_table(rows: list[dict[str, Any]]) -> list[str]:
     """A row a network: top-1 of its float and its int8 file in ONNX Runtime, then in each runtime float's median of one
-    image on one thread, and how many times faster int8 is there; none: no int8 file was accepted.
+    image on one thread, and how many times as fast int8 is there.
     """
     names = [name for name in RUNTIMES if any(cell["runtime"] == name for row in rows for cell in row["cells"])]
     lines = [
@@ -151,23 +190,29 @@ def short_table(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for row in rows:
         top1 = {e["stage"]: e["top1_fraction"]["value"] for e in row["accuracy"] if e["runtime"] == "ort_cpu"}
-        gains = (each["gain"]["parent"] for each in row["converted"] if each["stage"] == "int8" and "gain" in each)
-        made_of = next(filter(None, gains), "distilled")
+        found = row.get("int8") or [each for each in row["converted"] if each["stage"] == "int8" and "gain" in each]
+        gains = {each["runtime"]: each["gain"] for each in found if not each.get("failure")}
+        made_of = next(filter(None, (each["parent"] for each in gains.values())), "distilled")
         medians = {
-            (cell["stage"], cell["runtime"]): cell["latency_ns"]["value"]
+            cell["runtime"]: cell["latency_ns"]["value"]
             for cell in row["cells"]
-            if cell["threads"] == 1
+            if cell["threads"] == 1 and cell["stage"] == made_of
         }
-        timed = [_float_and_gain(medians.get((made_of, name)), medians.get(("int8", name))) for name in names]
+        failed = {each["runtime"] for each in row["converted"] if each["stage"] == "int8" and each["failure"]}
+        timed = [_float_and_gain(medians.get(name), gains.get(name), name in failed) for name in names]
         accuracies = f"{100 * top1[made_of]:.1f}, {100 * top1['int8']:.1f}"
         lines.append(f"| `{row['network']}` | {accuracies} | {' | '.join(timed)} |")
     return lines
 
 
-def _float_and_gain(of_float: float | None, of_int8: float | None) -> str:
+def _float_and_gain(of_float: float | None, of_int8: dict[str, Any] | None, refused: bool) -> str:
     if not of_float:
-        return ""
-    return f"{of_float / 1e6:.2f} ms, " + (f"{of_float / of_int8:.2f}x" if of_int8 else "none")
+        return "not run"
+    said = "refused" if refused else "not decided"
+    if of_int8:
+        low, high = of_int8["low"], of_int8["high"]
+        said = "not valid" if of_int8["value"] is None else f"{of_int8['value']:.2f}x ({low:.2f}-{high:.2f})"
+    return f"{of_float / 1e6:.2f} ms, {said}"
 
 
 def into_readme(rows: list[dict[str, Any]]) -> str:
@@ -197,7 +242,7 @@ def page(found: dict[str, Any]) -> str:
         "# Networks in runtimes", "",
         f"Made by `runtimes.py --page` from `records/runtimes.json`: {found['images']} train images, {found['epochs']} "
         "epochs of distillation from resnet56; top-1 of the files themselves on CIFAR-10's 10,000 test images; latency "
-        f"of one image, tier `{found['tier']}`, every file of a network interleaved with the teacher in every runtime.",
+        "of one image, every file of a network interleaved with the teacher in every runtime.",
         "", "Latencies are of the machine named with each network, and those of a desktop CPU rank no phones.", "",
         f"{offered - len(failures)} of {offered} files for other runtimes answer as their ONNX file does, or, "
         "where the row says so, as it does in float, and are offered.", *(f"- {text}" for text in failures), "",

@@ -10,16 +10,16 @@ _TOLD = ("peak_rss_bytes", "empty_rss_bytes", "pss_bytes", "gpu_bytes")
 
 
 def of_cell(
-    spec: dict[str, Any], artifact: Path, seed: int, work: Path, plugins: tuple[Path, ...], host: Host
+    spec: dict[str, Any], artifact: Path, work: Path, plugins: tuple[Path, ...], host: Host, *, compare: bool
 ) -> dict[str, Any]:
     """Bytes, or the reason in `failure`: the most that was resident, what was before a runtime was known, the part of
-    what is shared, and GPUs'; and, of a runtime that can do without its arena, the most without one.
+    what is shared, and GPUs'; and, with `compare`, of a runtime that can do without its arena, the most without one.
     """
-    asked = spec | {"mode": "memory", "seed": [seed, 0]}
+    asked = spec | {"mode": "memory"}
     try:
         visit = host.run(asked, work, 2 * spec["start_allowance_s"], plugins)
         found = {key: visit[key] for key in _TOLD}
-        if hasattr(load_adapter(spec["adapter"]), "open_without_arena"):
+        if compare and hasattr(load_adapter(spec["adapter"]), "open_without_arena"):
             visit = host.run(asked | {"arena": False}, work, 2 * spec["start_allowance_s"], plugins)
             found["arena_off_peak_rss_bytes"] = visit["peak_rss_bytes"]
     except ChildFailed as failure:

@@ -79,12 +79,13 @@ def twin_of(measurement: Measurement) -> str:
 def latency(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
     store: Store, plugins: tuple[Path, ...] = (), refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
-    scenario: Scenario = SINGLE_STREAM, host: Host = HERE,
+    scenario: Scenario = SINGLE_STREAM, host: Host = HERE, memory: bool = False,
 ) -> list[Measurement]:  # fmt: skip
-    """All cells in one interleaved session. The teacher's first cell is the control's original."""
+    """All cells in one interleaved session, and what each holds of the `memory` after it where that is wanted. The
+    teacher's first cell is the control's original.
+    """
     cells = cells_of(pairs, threads, plugins, refused, scenario, host)
     length = bench.TIERS[tier]
-    memory = length.extra_rounds > 0
     with Progress("benchmark", len(cells) * (length.rounds + memory), "visits") as bar:
         measured = bench.measure(
             cells, images, length, seed=seed, scratch=store.root / "scratch",
@@ -131,6 +132,8 @@ def bench_files(
         raise InputRejected(
             f"the files take images of different shapes: {', '.join(map(str, sorted(shapes)))}", code="E-INPUT-SHAPE"
         )
+    environment = host.environment()
+    plan.refuse_threads(recipe.threads, environment.cores_allowed)
     if own_inputs:
         images, note = synthetic_images(artifacts[0].input_shape, 1), "inputs of the benchmark programs' own"
     elif synthetic:
@@ -140,11 +143,11 @@ def bench_files(
         images, note = dataset.images, f"{dataset.name}, report split"
     offers = _for_runtimes(artifacts, recipe.runtimes, store)
     warnings = [said for artifact in artifacts for said in _of_numbers(artifact, images, store)]
-    environment = host.environment()
+    warnings += [] if own_inputs else _not_compared(recipe.runtimes)
     measurements = latency(
         [(offer.artifact, offer.runtime) for offer in offers], recipe.threads, images, tier, recipe.seed, store,
         refused={(offer.artifact.stage, offer.runtime): offer.failure for offer in offers if offer.failure},
-        scenario=scenario, host=host,
+        scenario=scenario, host=host, memory=True,
     )  # fmt: skip
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}", code="E-RUNTIME-FAILED")
@@ -162,6 +165,16 @@ def bench_files(
         warnings=warnings,
     )
     return document, measurements
+
+
+def _not_compared(runtimes: tuple[str, ...]) -> list[str]:
+    """A sentence for each runtime that reads the file as it is; of converted files the report says the same."""
+    known = (runtime_files.REFERENCE, "null")
+    return [
+        f"what the files answer in {name} was not looked at here: compress eval --runtime {name} does"
+        for name in runtimes
+        if name not in known and not conversion.converts(name)
+    ]
 
 
 def _of_numbers(artifact: Artifact, images: np.ndarray, store: Store) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress import answers, catalog, dataset, progress, sampling, targets, teacher_plan, transfer
+from compress import answers, catalog, dataset, environment, progress, sampling, targets, teacher_plan, transfer
 from compress.catalog import Entry
 from compress.errors import InputRejected, UsageError, unknown
 from compress.recipe import MOST_OF_A_LAYER, Recipe, parse_prune
@@ -156,6 +156,7 @@ def make(recipe: Recipe, splits: Splits, plugins: tuple[Path, ...] = ()) -> Job:
         _refuse_leaked_images(splits)
     for name in recipe.runtimes:
         catalog.load("runtimes", name, plugins)
+    refuse_threads(recipe.threads, environment.allowed_threads())
     resolved = dataclasses.replace(
         recipe,
         teacher=tuple(teacher.spec for teacher in teachers),
@@ -198,6 +199,19 @@ def _chosen_from(data: Entry, recipe: Recipe, learnt_from: Dataset) -> dict[str,
         "views": recipe.views or _views(recipe, learnt_from, epochs),
         "tier": own.get("TIER", "quick") if recipe.tier == "auto" else recipe.tier,
     }
+
+
+def refuse_threads(asked: tuple[str, ...], allowed: int) -> None:
+    """Raises UsageError for more threads than may be kept busy (0: the machine does not say): they would wait for each
+    other, and the number would be of no machine that has so many cores.
+    """
+    most = max(map(int, asked))
+    if 0 < allowed < most:
+        raise UsageError(
+            f"{most} threads are asked for, and {allowed} may be kept busy there (affinity and quota)",
+            code="E-OPTION-VALUE",
+            hint=f"at most {allowed}: --threads {allowed}, or of a run --set threads={allowed}",
+        )
 
 
 def calibrates(quantizer: Entry | None) -> bool:

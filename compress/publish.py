@@ -163,7 +163,7 @@ def publish(
     converted = _write_converted(models, measured["offers"], files)
     write_atomic(models / "recipe.toml", recipe.to_toml(job.recipe).encode())
     write_atomic(models / "card.md", card.render(document, converted, found.models, found.reports).encode())
-    manifest = _new_manifest(found, job, run, document) | {
+    manifest = _new_manifest(found, job, run, document, models) | {
         "made_of": inputs,
         "converted": converted,
         "files": _listed(models),
@@ -249,7 +249,19 @@ def golden_index(dataset: Dataset) -> np.ndarray:
     return np.unique(np.linspace(0, len(dataset.labels) - 1, GOLDEN_IMAGES).astype(int))
 
 
-def _new_manifest(found: Places, job: "Job", run: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+def _made_by(path: Path) -> str:
+    """What the file says of itself: the digest of that part of the recipe, and of the data, which led to it. Recipes
+    that differ elsewhere lead to the same file. "" of a file that was given.
+    """
+    import onnx
+
+    said = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    return said.get("compress.recipe_digest", "")
+
+
+def _new_manifest(
+    found: Places, job: "Job", run: dict[str, Any], document: dict[str, Any], models: Path
+) -> dict[str, Any]:
     train = job.splits.train
     return {
         "schema_version": facts.SCHEMA_VERSION,
@@ -263,7 +275,7 @@ def _new_manifest(found: Places, job: "Job", run: dict[str, Any], document: dict
         "class_names": list(train.class_names),
         "class_names_digest": digest(list(train.class_names)),
         "preprocessing": {**PREPROCESSING, "size": list(train.input_shape[1:]), "channels": train.input_shape[0]},
-        "artifacts": [a for a in run["artifacts"] if a["file"]],
+        "artifacts": [a | {"made_by": _made_by(models / a["file"])} for a in run["artifacts"] if a["file"]],
         "verdict": document["derived"]["verdict"],
         "versions": run["environment"]["packages"],
     }

@@ -99,6 +99,7 @@ def test_help_names_every_command_and_imports_nothing_heavy(compress):
         (["run", "--teacher-mean", ".5,.5"], ["teacher_mean", "1 or 3"]),
         (["run", "--teacher-mean", ".5"], ["teacher_mean", "teacher_std"]),
         (["run", "--set", "threads=0"], ["threads", "0"]),
+        (["run", "--set", "threads=1000"], ["1000 threads", "affinity"]),
         (["run", "--plugin", "nowhere.py"], ["nowhere.py"]),
         (["bench", "x.onnx"], ["--data", "name the images"]),
         (["list", "metods"], ["`metods`", "`methods`"]),

@@ -148,6 +148,9 @@ def test_onnx_file_takes_any_batch_and_carries_its_contract(finished):
         metadata = session.get_modelmeta().custom_metadata_map
         assert json.loads(metadata["compress.class_names"]) == list("0123456789")
         assert len(metadata["compress.recipe_digest"]) == 64 and "resize" in metadata["compress.preprocessing"]
+        manifest = json.loads((finished / "models/small/manifest.json").read_text())
+        (listed,) = (entry for entry in manifest["artifacts"] if entry["file"] == name)
+        assert listed["made_by"] == metadata["compress.recipe_digest"]
 
 
 @pytest.mark.slow
@@ -210,6 +213,7 @@ def test_verify_eval_bench_and_report_work_on_what_run_made(finished):
     evaluated = compress(finished, "eval", run, "--json")
     rows = {row["stage"]: row for row in json.loads(evaluated.stdout)}
     document = json.loads((finished / "reports/small/report.json").read_text())
+    assert all(m["memory"]["peak_rss_bytes"] > 1e6 for m in document["measurements"] if m["visits"])
     for row in document["accuracy"]:
         if row["runtime"] == "ort_cpu" and row["stage"] in rows:
             assert rows[row["stage"]]["correct"] == row["correct"]

@@ -798,7 +798,7 @@ def test_all_of_memory_is_shown(document):
         # reports of earlier versions, and of phones
         (None, 99e6, 99e6, "the whole process alone was looked at"),
         ({"failure": "gives no memory"}, 99e6, 99e6, "the whole process alone was looked at"),
-        (None, None, "this tier does not look at memory", "this tier does not look at memory"),
+        (None, None, "memory was not looked at", "memory was not looked at"),
     ],
 )
 def test_memory_is_that_of_its_own_visit(facts, memory, in_visits, peak, own):

@@ -178,7 +178,7 @@ def _memory(measurement: dict[str, Any]) -> dict[str, Estimate]:
     """The most memory that the process held, what of it came with the runtime and the model, its part of what is shared
     with other processes (PSS), the most that one held whose runtime kept no arena, and its part of GPUs'.
     """
-    held = measurement.get("memory") or {"failure": "this tier does not look at memory"}
+    held = measurement.get("memory") or {"failure": "memory was not looked at"}
     if held.get("peak_rss_bytes"):
         peak, unsaid = held["peak_rss_bytes"], missing("the system does not say")
         own = measured(max(0, peak - held["empty_rss_bytes"])) if held.get("empty_rss_bytes") else unsaid

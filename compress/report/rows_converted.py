@@ -18,15 +18,17 @@ def converted_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def gain_words(row: dict[str, Any]) -> str:
     """What an int8 file gains in its runtime over the float file that it was made of, in a clause; or ""."""
-    gain = row["gain"]
-    if gain["value"] is None:
+    found = row["gain"]
+    if found["value"] is None:
         return ""
-    pays = ", so it does not pay in time here" if gain["verdict"] in ("slower", "no difference") else ""
-    return f"{gain['verdict']}: {fmt.ratio_interval(gain)} the speed of {gain['parent']} in {row['runtime']}{pays}"
+    pays = ", so it does not pay in time here" if found["verdict"] in ("slower", "no difference") else ""
+    return f"{found['verdict']}: {fmt.ratio_interval(found)} the speed of {found['parent']} in {row['runtime']}{pays}"
 
 
-def _gain(facts: dict[str, Any], each: dict[str, Any]) -> Estimate:
-    """How many times as fast as its parent's an int8 file is in the same runtime, with the fewest threads measured."""
+def gain(facts: dict[str, Any], each: dict[str, Any]) -> Estimate:
+    """How many times as fast as its parent's an int8 file is in the same runtime, with the fewest threads measured;
+    `each` has its `stage`, `runtime` and `precision`.
+    """
     parent = next((stage["parent"] for stage in facts["stages"] if stage["name"] == each["stage"]), "")
     none = {"verdict": "", "parent": parent}
     if not parent or not each["precision"].startswith("int8"):
@@ -72,5 +74,5 @@ def _row(facts: dict[str, Any], each: dict[str, Any]) -> dict[str, Any]:
         "agreement_fraction": agreement,
         "difference_fraction": difference,
         "cost_fraction": cost,
-        "gain": _gain(facts, each),
+        "gain": gain(facts, each),
     }

@@ -45,7 +45,7 @@ def flags(measurement: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def timer_ns(facts: dict[str, Any]) -> Estimate:
-    """What timing adds to a query: the median over all visits of a call that does nothing, timed in the same way."""
+    """What the harness adds to a query: the median over all visits of one that does nothing, in the same loop."""
     found = [visit["timer_ns"] for m in facts["measurements"] for visit in m["visits"] if visit.get("timer_ns")]
     return measured(float(np.median(found))) if found else missing("this version of the benchmark did not say")
 

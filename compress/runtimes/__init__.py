@@ -10,8 +10,9 @@ the device took)`. One that rounds int8 files by rules of its own, not by those 
 QUANTIZES_ITSELF = True: its answers are compared with the file's network in float. One that compiles when it loads may
 declare START_ALLOWANCE_S, the seconds that it is given for that. One that can do without its arena of memory opens a
 session so by `open_without_arena(path, threads)`, for what it holds then. One whose converter may live in an
-environment of its own says which: `kit() -> Path | None`. One that may leave nodes to the CPU proves where they run: `placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU under `CPUExecutionProvider`; the
-first round asks when all is timed.
+environment of its own says which: `kit() -> Path | None`. One that may leave nodes to the CPU proves where they run:
+`placement(path, threads, inputs) -> {provider: nodes}`, with those of the CPU under `CPUExecutionProvider`; the first
+round asks when all is timed.
 
 A runtime that has a benchmark program of its own for Android names it in NATIVE, for `--on adb:` (`phone.py`): `tool`,
 its file's name; `source`, where it comes from; `note`, what its numbers are not. Then it has
