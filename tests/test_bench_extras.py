@@ -14,7 +14,7 @@ import pytest
 from test_bench import ADAPTER, adapters, artifact, cell, images  # noqa: F401 (fixtures)
 from test_report import make_facts
 
-from compress import bench, report, worker
+from compress import bench, measuring, report, worker
 from compress.facts import measurement_facts
 from compress.report import html, plots_roofline, rows_validity
 
@@ -25,6 +25,17 @@ MEMO = """
         if key not in kept:
             time.sleep(0.004)
             kept[key] = True"""
+
+
+def test_latencies_of_files_that_nobody_compared_are_warned_of():
+    said = measuring._not_compared(("ort_cpu", "null", "openvino", "ncnn", "ort_web"))
+    assert [text.rpartition("compress eval --runtime ")[2] for text in said] == ["openvino does", "ort_web does"]
+
+
+def test_what_the_harness_adds_is_that_of_its_own_loop(images):  # noqa: F811
+    """The inputs are made as for a query, outside of the clocks; a hot loop without them shows a tenth."""
+    added_ns = worker.timer_ns(worker.draw(images, 1, [0, 0]))
+    assert 20 < added_ns < 200_000
 
 
 def test_what_keeps_its_answers_is_found_ten_times_of_ten(artifact, images, tmp_path, monkeypatch):  # noqa: F811

@@ -781,9 +781,27 @@ def test_numbers_as_text():
     assert [fmt.duration(s) for s in (9.04, 125, 3725)] == ["9.0 s", "2 min 05 s", "1 h 02 min"]
 
 
-def test_all_of_memory_is_shown(document):
-    assert document["derived"]["cells"][0]["pss_bytes"]["value"] == 150e6
-    assert "182 MB<small>own: 142 MB</small><small>PSS: 150 MB</small>" in html.render(document)
+def test_all_of_memory_is_shown(facts):
+    facts["measurements"][0]["memory"] = MEMORY | {"gpu_bytes": 301_000_000}
+    document = report.document_of(facts)
+    first, second = document["derived"]["cells"][:2]
+    assert first["pss_bytes"]["value"] == 150e6 and second["gpu_bytes"]["value"] is None
+    page = html.render(document)
+    assert (
+        "182 MB<small>own: 142 MB</small><small>PSS: 150 MB</small><small>no arena: 171 MB</small>"
+        "<small>GPU: 301 MB</small>" in page
+    )
+
+
+def test_what_the_harness_adds_is_stated_beside_the_fastest_cell(facts):
+    assert "What the harness adds to a query was not measured" in html.render(report.document_of(facts))
+    for measurement in facts["measurements"]:
+        for visit in measurement["visits"]:
+            visit["timer_ns"] = 1_500.0
+    document = report.document_of(facts)
+    said = fmt.timing_words(document)
+    assert re.fullmatch(r"The harness adds 1\.50? µs to a query, 0\.1 % of the fastest cell's\.", said), said
+    assert said in html.render(document) and "The harness adds" in markdown.render(document)
 
 
 @pytest.mark.parametrize(
