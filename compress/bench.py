@@ -126,7 +126,10 @@ def measure(
         for done, cell in enumerate(cells if memory else []):
             on_visit(len(plan) + done, total)
             if cell.name not in failures:
-                held[cell.name] = held_memory.of_cell(specs[cell.name], cell.artifact.path, seed, work, plugins, host)
+                spec = specs[cell.name] | {"seed": [seed, 0]}
+                held[cell.name] = held_memory.of_cell(
+                    spec, cell.artifact.path, work, plugins, host, compare=tier.extra_rounds > 0
+                )
         on_visit(total, total)
     return [_measurement(cell, visits[cell.name], failures.get(cell.name, ""), held.get(cell.name)) for cell in cells]
 
