@@ -728,14 +728,16 @@ def test_schema_names_the_field(facts, tmp_path, spoil, named):
 def test_every_rule_of_the_schema_is_read():
     def rules(rule):
         yield rule
-        for inner in [*rule.get("properties", {}).values(), *([rule["items"]] if "items" in rule else [])]:
+        several = [inner for word in ("properties", "$defs") for inner in rule.get(word, {}).values()]
+        for inner in [*several, *(rule[word] for word in ("items", "additionalProperties") if word in rule)]:
             yield from rules(inner)
 
     assert sum(1 for _ in rules(schema.schema())) > 100
     with pytest.raises(ValueError, match="pattern"):
         schema.first_error("x", {"pattern": "y"})
     for rule in rules(schema.schema()):
-        schema.first_error(None, {k: v for k, v in rule.items() if k not in ("properties", "items")})
+        schema.first_error(None, {k: v for k, v in rule.items() if k not in ("properties", "$defs", "$ref", "items")})
+        assert "$ref" not in rule or schema.referred(rule["$ref"])
 
 
 def test_unknown_fields_are_tolerated(facts):

@@ -89,9 +89,10 @@ def write(facts: dict[str, Any], folder: Path) -> dict[str, Path]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a `report.json` that `write` made, with `derived` computed afresh from its facts.
+    """Read a `report.json` that `write` made, with `derived` computed afresh from its facts: what the file holds there
+    is not looked at.
 
-    Raises InputRejected when the file cannot be read, is no JSON, or breaks the schema.
+    Raises InputRejected when the file cannot be read, is no JSON, or its facts break the schema.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -99,5 +100,7 @@ def load(path: Path) -> dict[str, Any]:
         raise InputRejected(
             f"cannot read the report {path}: {error}", code="E-REPORT-MALFORMED", hint="make one with `compress run`"
         ) from error
+    if isinstance(document, dict):
+        document.pop("derived", None)  # of another version it may lack what the schema requires today
     validate(document, str(path))
     return document_of(document)

@@ -22,7 +22,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 # by exact type: True is an int to Python, but no number here
 _PLAIN: dict[str, frozenset[type]] = {"integer": frozenset({int}), "number": frozenset({int, float})}
-_READ = {"$schema", "$id", "title", "description", "type", "required", "properties", "items", "enum", "const"}
+_READ = {
+    "$schema", "$id", "$defs", "$ref", "title", "description", "type", "required", "properties", "additionalProperties",
+    "items", "enum", "const",
+}  # fmt: skip
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "minItems"}
 
 
@@ -73,15 +76,26 @@ def _all_numbers(values: Any, rule: dict[str, Any]) -> bool:
     return plain.issuperset(map(type, values)) and min(values) >= rule.get("minimum", -math.inf)
 
 
+def referred(name: str) -> dict[str, Any]:
+    """The rule that a `$ref` of the schema names, such as `#/$defs/estimate`."""
+    return schema()["$defs"][name.removeprefix("#/$defs/")]
+
+
 def first_error(value: Any, rule: dict[str, Any], where: str = "") -> str:
     """`field: what is wrong` for the first field that breaks the schema, or nothing."""
+    # a rule beside a reference adds to it
+    if "$ref" in rule and (error := first_error(value, referred(rule["$ref"]), where)):
+        return error
     if error := _value_error(value, rule):
         return f"`{where or 'the document'}` {error}"
     if isinstance(value, dict):
         for name in rule.get("required", []):
             if name not in value:
                 return f"`{f'{where}.{name}'.lstrip('.')}` is missing"
-        for name, inner in rule.get("properties", {}).items():
+        fields = rule.get("properties", {})
+        if "additionalProperties" in rule:  # of a map whose names are data: all values follow one rule
+            fields = dict.fromkeys(value, rule["additionalProperties"]) | fields
+        for name, inner in fields.items():
             if name in value and (error := first_error(value[name], inner, f"{where}.{name}".lstrip("."))):
                 return error
     if isinstance(value, list | tuple) and "items" in rule and not _all_numbers(value, rule["items"]):
