@@ -23,7 +23,7 @@ from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
 from compress.types import Artifact
 
-VERSIONS = {"convert": 2, "float_twin": 1, "numerics": 3}
+VERSIONS = {"convert": 3, "float_twin": 1, "numerics": 3}
 TIMEOUT_S = 900.0
 MEMORY_BYTES = 12 << 30
 # What a converter may fill: its largest file, and all of its folder
@@ -42,7 +42,7 @@ def converted(
     store: Store, artifact: Artifact, runtime: str, plugins: tuple[Path, ...] = ()
 ) -> tuple[Artifact, dict[str, Any]]:
     """The ONNX artifact as the runtime reads it, and the facts of its conversion: `seconds`, `tools` (package →
-    version), `notes`, `locks`. Raises Unmeasurable with the reason where there is none.
+    version), `notes`, `locks` (see `sandbox.enter`). Raises Unmeasurable with the reason where there is none.
     """
     module = catalog.load("runtimes", runtime, plugins).module
     if artifact.precision not in module.TOLERANCE:
@@ -224,7 +224,7 @@ def gate(
 
     Float: the largest difference is at most `tolerance` of the spread of `expected`; an answer then changes only where
     its margin is less than twice that. Integers, which every runtime rounds otherwise: the same answer for 98 % of the
-    images, and top-1 not more than a point lower with 95 % confidence.
+    images, and top-1 whose loss is not shown, by its 95 % interval, to be more than a point.
     """
     known = labels >= 0
     counts = evaluate.counts(got[known], labels[known], expected[known])

@@ -5,7 +5,7 @@
 SPEC.json: `adapter` (its file), `source` (a copy of the ONNX file), `folder` (where the files go), `precision`,
 `result` (where the JSON result goes, by atomic rename), `writable` (the one folder that may be written to),
 `file_bytes` (the largest file) and `cap_s` (wall clock); `images` (.npy) where the adapter looks at some. The result
-holds the adapter's facts and `locks`, what the sandbox held; a failure is a result too, as of `worker.py`.
+holds the adapter's facts and `locks`, as `sandbox.enter` tells them; a failure is a result too, as of `worker.py`.
 """
 
 import json

@@ -3,7 +3,7 @@
 Converters are big native programs that read files from anywhere; some of them fetch packages, report their use to their
 maker, or write over their input. What the kernel refuses them needs no trust. Landlock (Linux 5.13 and later;
 landlock(7)) needs no privileges; an empty network namespace (unshare(2)) needs those of a user namespace, which some
-systems withhold.
+systems withhold. Without it Landlock (4, Linux 6.7 and later) refuses TCP alone: UDP, and with it DNS, stays open.
 """
 
 import ctypes
@@ -31,17 +31,17 @@ class _Beneath(ctypes.Structure):
 
 
 def enter(folder: str) -> dict[str, bool]:
-    """Which locks hold from now on, for this process and all that it starts: `network`, and `files` (writing only below
-    `folder` and to devices). Call it before any thread is started. Neither lock can be taken off again.
+    """Which locks hold from now on, for this process and all that it starts: `network` (there is none), `tcp` (none of
+    that, whatever else is open), and `files` (writing only below `folder` and to devices; before Landlock 3, Linux 6.2,
+    truncate(2) is not refused). Call it before any thread is started. No lock can be taken off again.
     """
     if sys.platform != "linux":
-        return {"network": False, "files": False}
+        return {"network": False, "tcp": False, "files": False}
     libc = ctypes.CDLL(None, use_errno=True)
     alone = libc.unshare(_CLONE_NEWNET) == 0 or libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
     version = libc.syscall(_CREATE_RULESET, None, 0, _ASK_VERSION)
-    if version < 1:
-        return {"network": alone, "files": False}
-    return {"network": alone or version >= 4, "files": _landlock(libc, folder, version)}
+    files = version >= 1 and _landlock(libc, folder, version)
+    return {"network": alone, "tcp": alone or (files and version >= 4), "files": files}
 
 
 def _landlock(libc: ctypes.CDLL, folder: str, version: int) -> bool:

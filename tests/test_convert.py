@@ -46,7 +46,8 @@ GIVEN = [
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+    """In a folder as users have them: all converters and runtimes are given such paths."""
+    return Store(tmp_path_factory.mktemp("store größer"))
 
 
 def example(folder: Path) -> list[str]:
@@ -72,7 +73,7 @@ def small(tmp_path_factory, store) -> dict[str, Path]:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net(images[rows]), labels[rows]).backward()
         optimizer.step()
-    folder = tmp_path_factory.mktemp("small")
+    folder = tmp_path_factory.mktemp("models größer")
     paths = {"float32": folder / "kleines Netz.onnx", "int8": folder / "kleines Netz.int8.onnx"}
     paths["float16"] = folder / "kleines Netz.half.onnx"
     export.export_onnx(net.eval(), paths["float32"], recipe_digest="")

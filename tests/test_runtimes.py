@@ -1,7 +1,9 @@
 """The contract of every runtime adapter, and what each promises of its own."""
 
 import ast
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -80,14 +82,28 @@ def test_a_runtime_that_is_half_installed_says_how_to_mend_it(tmp_path, monkeypa
     assert state["unavailable"].endswith("pip install --force-reinstall 'ncnn>=1.0.20260101'")
 
 
-def test_missing_library_is_a_reason(monkeypatch):
+# numpy is there wherever we are, and what pip does not have is test_web.py's
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("null", "ort_node", "ort_web")])
+def test_missing_library_is_a_reason(name, monkeypatch):
+    module = catalog.load("runtimes", name).module
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for name in ("ort_cpu", "torch_eager"):
-        module = catalog.load("runtimes", name).module
-        assert f"pip install '{module.REQUIRES}'" in module.unavailable()
-    cuda = catalog.load("runtimes", "ort_cuda").module
-    monkeypatch.setattr(cuda, "_no_device", lambda: "")
-    assert f"pip install '{cuda.REQUIRES}'" in cuda.unavailable()
+    if hasattr(module, "_no_device"):
+        monkeypatch.setattr(module, "_no_device", lambda: "")
+    reason = module.unavailable()
+    assert " is not installed: " in reason and reason.endswith(f"pip install '{module.REQUIRES}'")
+
+
+CONVERT_WITH = [name for name in NAMES if hasattr(catalog.load("runtimes", name).module, "CONVERTS_WITH")]
+
+
+@pytest.mark.parametrize("name", CONVERT_WITH)
+def test_a_missing_converter_is_a_reason(name, monkeypatch, tmp_path):
+    """The runtime is there, and what makes its files is not: half of what the extra installs."""
+    module, found = catalog.load("runtimes", name).module, importlib.util.find_spec
+    package = module.CONVERTS_WITH.partition(">")[0].replace("-", "_")
+    monkeypatch.setattr("importlib.util.find_spec", lambda asked, *_: None if asked == package else found(asked, *_))
+    with pytest.raises(RuntimeError, match=re.escape(f"is not installed: pip install '{module.CONVERTS_WITH}'")):
+        module.convert(tmp_path / "model.onnx", tmp_path, "float32")
 
 
 def test_two_wheels_of_onnxruntime_at_once(monkeypatch, tmp_path):

@@ -61,9 +61,9 @@ ELSEWHERE = (
 CONVERTED = (
     "Every file was converted from the ONNX file in a locked-up process, and asked about the same images in its "
     "runtime. Float files may differ by a part of the logits' spread; int8 files have to give the same answer on 98 % "
-    "of the images and lose no more than a point, against the ONNX file, or, where a runtime quantizes by rules of its "
-    "own, against that file in float. What does not is not offered. The largest difference is in parts of "
-    "the spread."
+    "of the images, and must not be shown, by a 95 % interval, to lose more than a point. They are compared with the "
+    "ONNX file, or, where a runtime quantizes by rules of its own, with that file in float. What is refused is not "
+    "offered. The largest difference is in parts of the spread."
 )
 CONVERTED_ONLY = (
     "Every file was converted from the ONNX file in a locked-up process, and timed. What it answers was not looked at "
