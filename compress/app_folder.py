@@ -85,12 +85,7 @@ def write(
     """
     from compress.export import write_golden
 
-    if folder.exists() and not (folder / "versions.json").is_file():
-        raise InputRejected(
-            f"{folder} is there already and was not made by `compress convert`",
-            code="E-OUT-FOREIGN",
-            hint="name another",
-        )
+    refuse_foreign(folder)
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -125,6 +120,16 @@ def write(
     write_atomic(new / "README.md", text.encode())
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises InputRejected where something is at `folder` that `write` has not made."""
+    if folder.exists() and not (folder / "versions.json").is_file():
+        raise InputRejected(
+            f"{folder} is there already and was not made by `compress convert`",
+            code="E-OUT-FOREIGN",
+            hint="name another",
+        )
 
 
 def _example(folder: Path, module: Any, image: np.ndarray, logits: np.ndarray) -> tuple[str, str]:

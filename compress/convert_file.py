@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress import app_folder, artifact_steps, bench, catalog, files, plan, runtime_files
+from compress import app_folder, artifact_steps, bench, catalog, files, out_place, plan, runtime_files
 from compress.errors import UsageError
 from compress.publish import golden_index
 from compress.recipe import Recipe
@@ -35,7 +35,8 @@ def convert_file(
     artifact: Artifact, runtimes: tuple[str, ...], recipe: Recipe, out: Path, store: Store
 ) -> list[Converted]:  # fmt: skip
     """A folder below `out` for each runtime whose answers stand beside the ONNX file's on real images. `recipe` names
-    the data. Raises UsageError for an unknown runtime, or one that has nothing to give.
+    the data. Before any work, raises UsageError for an unknown runtime, or one that has nothing to give, InputRejected
+    for a folder that holds something else, and CompressError for one that cannot be written.
     """
     for runtime in runtimes:
         module = catalog.load("runtimes", runtime).module
@@ -43,6 +44,8 @@ def convert_file(
             raise UsageError(
                 f"there is no file to give for {runtime}", code="E-RUNTIME-CHOICE", hint="see `compress list runtimes`"
             )
+        app_folder.refuse_foreign(out / runtime)
+    out_place.check_folder(out)
     splits = plan.load_data(recipe, store)
     files.refuse_other_classes(artifact, artifact.path, splits.report)
     job = plan.make(dataclasses.replace(recipe, teacher=(str(artifact.path),)), splits)

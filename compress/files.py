@@ -141,26 +141,40 @@ def _own_name(index: int, artifacts: list[Artifact]) -> str:
     return str(artifact.path) + (f"#{earlier + 1}" if earlier else "")
 
 
+def run_folder(path: Path) -> Path | None:
+    """The folder that `path` is, or the one of a run that it is a file in; None for a file elsewhere."""
+    if path.is_dir():
+        return path
+    of_run = all((path.parent / name).is_file() for name in ("recipe.toml", "manifest.json"))
+    return path.parent if of_run else None
+
+
+def knows_data(paths: Sequence[Path]) -> bool:
+    """Whether one of the paths is a run, or a file of one, which knows its own data."""
+    return any(map(run_folder, paths))
+
+
 def require_data(paths: tuple[Path, ...], data: str) -> None:
-    """Raises UsageError when no data is named and none of the paths is a run, which knows its own."""
-    if not data and not any(path.is_dir() for path in paths):
+    """Raises UsageError when no data is named and none of the paths knows its own."""
+    if not data and not knows_data(paths):
         raise UsageError(
             "name the images: --data NAME or FOLDER",
             code="E-DATA-UNNAMED",
-            hint="only a run's folder knows its own data",
+            hint="only a run's folder, and a file in it, know their own data",
         )
 
 
 def data_for(paths: tuple[Path, ...], artifacts: list[Artifact], data: str, on_bad: str = "fail") -> recipe.Recipe:
-    """The recipe by which the data of these artifacts is loaded, as their run loaded it.
+    """The recipe by which the data of these artifacts is loaded, as their run loaded it, and the drop that it allowed.
 
-    A run folder knows its data; `data` names other data, whose images take the artifact's own size.
+    A run folder knows its data, and so does a file in it where no data is named; `data` names other data, whose images
+    take the artifact's own size.
     """
-    run = next((p / "recipe.toml" for p in paths if (p / "recipe.toml").is_file()), None)
+    folders = paths if data else tuple(run_folder(path) or path for path in paths)
+    run = next((p / "recipe.toml" for p in folders if (p / "recipe.toml").is_file()), None)
     known = {} if run is None else recipe.read(run)
-    values: dict[str, Any] = {
-        k: known[k] for k in ("data", "image_size", "select_fraction", "calibration_images", "seed") if k in known
-    }
+    taken = ("data", "image_size", "select_fraction", "calibration_images", "seed", "max_drop")
+    values: dict[str, Any] = {k: known[k] for k in taken if k in known}
     if data:
         _, height, width = artifacts[0].input_shape
         fits = height == width and Path(data).expanduser().is_dir()

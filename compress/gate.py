@@ -15,6 +15,8 @@ from compress.report.rows_limits import latency_gate, side, size_gate
 
 Gate = dict[str, str]
 EXIT_FAILED, EXIT_UNCLEAR = 3, 4
+# exit code → what it says of what ships
+WORDS = {0: "may ship", EXIT_FAILED: "may not ship", EXIT_UNCLEAR: "cannot be told"}
 # Two sessions differ by some percent on any machine: a slow-down is ruled out as far as this.
 TOLERATED = 0.05
 
@@ -233,8 +235,7 @@ def junit(gates: list[Gate], name: str) -> bytes:
 
 def summary(gates: list[Gate], name: str) -> str:
     """The gates as a Markdown table, for the summary page of a build."""
-    words = {0: "may ship", EXIT_FAILED: "may not ship", EXIT_UNCLEAR: "cannot be told"}
-    lines = [f"### {escaped(name)}: {words[exit_code(gates)]}", "", "| | limit | found |", "| --- | --- | --- |"]
+    lines = [f"### {escaped(name)}: {WORDS[exit_code(gates)]}", "", "| | limit | found |", "| --- | --- | --- |"]
     return "\n".join([*lines, *(_table_row(gate) for gate in gates)]) + "\n"
 
 

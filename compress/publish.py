@@ -5,7 +5,6 @@
 """
 
 import itertools
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress import environment, facts, recipe
+from compress import environment, facts, out_place, recipe
 from compress.errors import CompressError, InputRejected
 from compress.images import PREPROCESSING
 from compress.recipe import Recipe
@@ -64,21 +63,10 @@ def places(recipe_: Recipe) -> Places:
 def prepare(found: Places) -> None:
     """Make the folders above, and bring back what a crash left aside. Raises CompressError naming the folder."""
     for folder in (found.models, found.reports):
-        above = folder.parent
-        try:
-            above.mkdir(parents=True, exist_ok=True)
-            if not folder.exists() and _aside(folder).exists():
+        out_place.make_folder(folder.parent)
+        if not folder.exists() and _aside(folder).exists():
+            with out_place.making(folder):
                 _aside(folder).rename(folder)
-        except OSError as error:
-            raise CompressError(
-                f"cannot make the output folder {above}: {error.strerror}",
-                code="E-WRITE",
-                hint="name a writable folder with --out",
-            ) from error
-        if not os.access(above, os.W_OK):
-            raise CompressError(
-                f"the output folder {above} is not writable", code="E-WRITE", hint="name a writable folder with --out"
-            )
 
 
 def refuse_second(found: Places) -> Callable[[str], None]:

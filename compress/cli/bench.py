@@ -56,17 +56,17 @@ def command(
 
     \b
     compress bench models/RUN --data digits --tier standard
-    compress bench a.onnx b.onnx --synthetic --threads 1,2 --batch 1,8,32 --out reports/ab
+    compress bench a.onnx b.onnx --synthetic --batch 1,8,32 --out reports/ab
     compress bench models/RUN --fps 30 --deadline 33ms
     compress bench models/RUN --sustained 10m
     compress bench models/RUN --on ssh://pi@board.local --runtimes ort_cpu,litert
-    compress bench models/RUN --on adb:SERIAL --tools android --runtimes litert,ncnn
+    compress bench models/RUN --on adb:SERIAL --tools android --runtimes ncnn
 
     Exit code 4 when the A/A control is invalid: one file, measured twice, was faster than itself.
     """
     from dataclasses import replace
 
-    from compress import adb, bench, facts, files, gate, measuring
+    from compress import adb, bench, facts, files, gate, measuring, out_place
     from compress.config import typed
     from compress.errors import UsageError, unknown
     from compress.recipe import Recipe
@@ -86,6 +86,8 @@ def command(
         files.require_data(artifacts, data)
     if tier not in bench.TIERS:
         raise unknown("tier", tier, list(bench.TIERS))
+    if out:
+        out_place.check_report(out)
     store = Store.default()
     found = files.open_any(artifacts, store.root / "scratch")
     base = Recipe() if synthetic or on_phone else files.data_for(artifacts, found, data)
@@ -102,8 +104,8 @@ def command(
         write({k: v for k, v in document.items() if k != "derived"}, out)
         facts.write_samples(out / "samples.npz", measurements)
         say(f"wrote  {out / 'report.html'}")
-    if not synthetic:
-        options.next_step("compress", "eval", *artifacts, *(["--data", data] if data else []))
+    unnamed = not data and files.knows_data(artifacts)
+    options.next_step("compress", "eval", *artifacts, *([] if unnamed else ["--data", data or "NAME"]))
     if document["derived"]["aa"]["verdict"] == "invalid":
         sys.exit(gate.EXIT_UNCLEAR)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 
 @click.command(short_help="An ONNX file for ncnn, LiteRT, ExecuTorch, MNN …, checked, with an example that runs.")
@@ -50,10 +51,11 @@ def command(model: Path, to: str, out: Path, stage: str, data: str, on_bad: str)
         said = f"{fmt.size(one.offer.artifact.size_bytes)}{compared}{notes}" if one.folder else one.offer.failure
         click.echo(f"{'ok' if one.folder else 'failed':<7} {one.offer.runtime:<12} {said}")
     failed = [one.offer.runtime for one in done if not one.folder]
-    written = next((one.folder for one in done if one.folder), None)
+    written = [one.folder for one in done if one.folder]
     if written:
-        python = (written / "example.py").exists()
-        options.next_step(*(("python", written / "example.py") if python else ("node", written / "example.mjs")))
+        say(f"wrote  {', '.join(f'{folder}/' for folder in written)}")
+        python = written[0] / "example.py"
+        options.next_step(*(("python", python) if python.exists() else ("node", written[0] / "example.mjs")))
     if failed:
         raise Unmeasurable(
             f"no file for {', '.join(failed)}", code="E-CONVERSION", hint="the reason is above; see `compress doctor`"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress.cli import options
+from compress.progress import say
 
 if TYPE_CHECKING:
     from compress.types import Artifact
@@ -40,10 +41,8 @@ def command(
     """
     import json
 
-    from compress import adb, catalog, conversion, files, plan, robustness, stats
+    from compress import adb, catalog, conversion, files, plan, robustness
     from compress.errors import UsageError
-    from compress.report import format as fmt
-    from compress.report.estimates import measured
     from compress.store import Store
 
     if adb.is_address(on):
@@ -57,7 +56,8 @@ def command(
     store = Store.default()
     scratch = store.root / "scratch"
     found = files.open_any(artifacts, scratch)
-    dataset = getattr(plan.load_data(files.data_for(artifacts, found, data, on_bad), store), split)
+    known = files.data_for(artifacts, found, data, on_bad)
+    dataset = getattr(plan.load_data(known, store), split)
     rows, base, stood = [], None, []
     with options.host(on) as host:
         for artifact in found:
@@ -72,15 +72,37 @@ def command(
                 row["corruptions"] = robustness.facts(*stood[-1], *stood[0])
     if as_json:
         click.echo(json.dumps(rows, indent=2))
-        return
+    else:
+        _show(found, rows)
+    if corruptions and not as_json:
+        _show_corruptions(found, rows)
+    _say_verdicts(found, rows, known.max_drop)
+    options.next_step("compress", "bench", *artifacts, *(["--data", data] if data else []))
+
+
+def _show(found: "list[Artifact]", rows: list[dict[str, Any]]) -> None:
+    from compress import stats
+    from compress.report import format as fmt
+    from compress.report.estimates import measured
+
     click.echo(f"{'file':<22} {'images':>7} {'right':>7}  top-1 (95 %)          same as first")
     for artifact, row in zip(found, rows, strict=True):
         interval = fmt.percent_interval(measured(row["correct"] / row["n"], *stats.wilson(row["correct"], row["n"])))
         agree = f"{row['agree'] / row['n']:.2%}"
         click.echo(f"{artifact.path.name[:22]:<22} {row['n']:>7} {row['correct']:>7}  {interval:<21} {agree}")
-    if corruptions:
-        _show_corruptions(found, rows)
-    options.next_step("compress", "bench", *artifacts, *(["--data", data] if data else []))
+
+
+def _say_verdicts(found: "list[Artifact]", rows: list[dict[str, Any]], margin_points: float) -> None:
+    """Of each file but the first, whether its top-1 is the first's but for `margin_points`, on the same images."""
+    from compress import stats
+    from compress.report import format as fmt
+    from compress.report.estimates import measured
+
+    for artifact, row in list(zip(found, rows, strict=True))[1:]:
+        lost = stats.paired_difference(row["teacher_only"], row["this_only"], row["n"])
+        verdict = stats.accuracy_verdict(*lost[1:], margin_points / 100)
+        said = f"{verdict}, {fmt.points_interval(measured(*lost))}; allowed to lose {margin_points:g}"
+        say(f"{artifact.path.name} against {found[0].path.name}: {said}")
 
 
 def _show_corruptions(found: "list[Artifact]", rows: list[dict[str, Any]]) -> None:

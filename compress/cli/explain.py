@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from compress.cli import options
 from compress.errors import UsageError, nearest_to
+from compress.progress import say
 
 INDEX = Path(__file__).parents[1] / "ERRORS.md"
 
@@ -39,6 +41,12 @@ def command(code: str | None, as_json: bool) -> None:
         width = max(map(len, found)) + 2
         for name, text in found.items():
             click.echo(f"{name:<{width}}{text.partition(chr(10))[0]}")
+    if code is None:
+        options.next_step("compress", "explain", "CODE")
+    elif named := re.search(r"`(compress [^`]*)`", found[name].partition("To do: ")[2]):
+        options.next_step(*named[1].split())
+    else:
+        say("next   that, then the command that failed once more")
 
 
 def sections() -> dict[str, str]:

@@ -31,9 +31,9 @@ def command(
     """Export a checkpoint as ONNX; it is compared with torch on at least 1,000 real images before it is written.
 
     \b
-    compress export --net resnet56 --checkpoint resnet56.th --data cifar10 --out teacher.onnx
+    compress export --net resnet56 --checkpoint FILE --data cifar10 --out net.onnx
     """
-    from compress import pipeline
+    from compress import out_place, pipeline
     from compress.recipe import from_values
 
     recipe = from_values(
@@ -45,6 +45,7 @@ def command(
             "teacher_std": [std],
         }
     )
+    out_place.check_file(out, checkpoint)
     parity = pipeline.export_teacher(recipe, out, plugins=options.existing_plugins(plugins))
     click.echo(
         f"{out}: top-1 agrees with torch on {parity['top1_agreement_fraction']:.2%} of {parity['images']} images, "

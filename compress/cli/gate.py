@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,15 +68,30 @@ def command(
         for row in gates:
             click.echo(click.wrap_text(f"{row['status']:<13} {row['limit']}: {row['value']}", 80, "", " " * 14))
     code = gate.exit_code(gates)
-    if code == gate.EXIT_UNCLEAR:
-        # where `compress run` puts both, unless --out or --set name= said otherwise
-        recipe = path.parents[2] / "models" / path.parent.name / "recipe.toml" if len(path.parents) > 2 else path
-        longer, timed = LONGER.get(document["run"]["tier"]), ("max_latency", "max_p99", "min_speedup")
-        if longer and recipe.is_file() and any(g["name"] in timed and g["status"] in UNCLEAR for g in gates):
-            options.next_step("compress", "run", "--recipe", recipe, "--set", f"tier={longer}")
-        else:
-            say("next   measure again, on a quieter machine or with more images")
+    for written in filter(None, (junit, summary)):
+        say(f"wrote  {written}")
+    say(f"{name} {gate.WORDS[code]}")
+    _next(path, document, gates, code)
     sys.exit(code)
+
+
+def _next(path: Path, document: dict[str, Any], gates: list[dict[str, str]], code: int) -> None:
+    """Measuring longer where that could tell, a look at the files where they may ship, at the report where not."""
+    from compress.gate import EXIT_UNCLEAR
+
+    # where `compress run` puts both, unless --out or --set name= said otherwise
+    models = path.parents[2] / "models" / path.parent.name if len(path.parents) > 2 else path
+    recipe = models / "recipe.toml"
+    longer, timed = LONGER.get(document["run"]["tier"]), ("max_latency", "max_p99", "min_speedup")
+    unclear = any(g["name"] in timed and g["status"] in UNCLEAR for g in gates)
+    if code == EXIT_UNCLEAR and longer and recipe.is_file() and unclear:
+        options.next_step("compress", "run", "--recipe", recipe, "--set", f"tier={longer}")
+    elif code == EXIT_UNCLEAR:
+        say("next   measure again, on a quieter machine or with more images")
+    elif code == 0 and recipe.is_file():
+        options.next_step("compress", "verify", models)
+    else:
+        options.next_step("compress", "report", path)
 
 
 def _write(path: Path | None, content: bytes, mode: str) -> None:

@@ -8,6 +8,12 @@ from compress import catalog, config
 from compress.cli import options
 from compress.errors import UsageError
 
+# kind → the flag of `compress run` that takes a name of it
+_FLAGS = {
+    "data": "--data", "nets": "--student", "methods": "--kd", "pruners": "--prune 0.5 --pruner",
+    "quantizers": "--quantize", "runtimes": "--runtimes", "targets": "--target", "recipe": "--set",
+}  # fmt: skip
+
 
 def _names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of the kind that was typed before them."""
@@ -49,6 +55,7 @@ def command(
     files = options.existing_plugins(plugins)
     if input_ is not None or classes is not None:
         _costs(kind, names, input_, classes, files)
+        _next("nets", names[0] if names else "NAME", plugins)
         return
     if len(names) > 1:
         raise UsageError(
@@ -59,9 +66,11 @@ def command(
         from compress.recipe import Recipe
 
         _knobs(Recipe)
+        _next(kind, "KEY=VALUE")
         return
     if kind == "targets":
         _targets()
+        _next(kind, "NAME")
         return
     if kind is not None and kind not in catalog.KINDS:
         from compress.errors import unknown
@@ -71,12 +80,19 @@ def command(
         entry = catalog.load(kind, name, files)
         click.echo((entry.module.__doc__ or "").strip() + "\n")
         _knobs(getattr(entry.module, "Config", config.NoKnobs))
+        _next(kind, name, plugins)
         return
     for each in [kind] if kind else catalog.KINDS:
         click.echo(each)
         for entry_name in catalog.names(each, files):
             click.echo(f"  {entry_name:<14} {catalog.summary(each, entry_name, files)[:62]}")
     options.next_step("compress", "list", kind or "methods", "NAME")
+
+
+def _next(kind: str, name: str, plugins: tuple[Path, ...] = ()) -> None:
+    """A look at what a run with it would do."""
+    files = (word for path in plugins for word in ("--plugin", path))
+    options.next_step("compress", "run", "--dry-run", *_FLAGS[kind].split(), name, *files)
 
 
 def _costs(

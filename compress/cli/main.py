@@ -67,7 +67,7 @@ def compress() -> None:
 
     \b
     compress run --student mobilenet --kd fitnet --quantize int8
-    compress run --data PHOTOS --teacher resnet56 --teacher-checkpoint FILE --student mobilenet
+    compress run --data PHOTOS --teacher resnet56 --teacher-checkpoint FILE
     compress verify models/RUN
 
     Exit codes: 0 done, 1 failure, 2 usage, 3 a limit of `compress gate` failed, 4 what was needed could not be

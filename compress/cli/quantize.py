@@ -32,10 +32,9 @@ def command(
 
     \b
     compress quantize model.onnx --data PHOTOS
-    compress quantize model.onnx --data PHOTOS --mean .485,.456,.406 --std .229,.224,.225
+    compress quantize model.onnx --data PHOTOS --mean .5,.5,.5 --std .5,.5,.5
     """
-    from compress import catalog, files, qdq, quantize_file, stats
-    from compress.errors import UsageError
+    from compress import catalog, files, out_place, qdq, quantize_file, stats
     from compress.recipe import as_dict, from_values
     from compress.report import format as fmt
     from compress.report.estimates import measured
@@ -43,14 +42,10 @@ def command(
     from compress.report.rows_ladder import ladder_rows
     from compress.store import Store
 
-    if out and not out.absolute().parent.is_dir():
-        raise UsageError(
-            f"--out {out}: there is no folder {out.parent}", code="E-OUT-PLACE", hint="make it, or name another file"
-        )
     precision = catalog.load("quantizers", quantize).module.PRECISION
     written = out or model.with_suffix(f".{precision}.onnx")
-    if written == model:
-        raise UsageError(f"--out {written} is the model itself", code="E-OUT-PLACE", hint="name another file")
+    if out or model.exists():  # of a model that is not there its reader says so
+        out_place.check_file(written, model)
     store = Store.default()
     found = files.open_onnx(model, store.root / "scratch")
     known = files.data_for((), [found], data, on_bad)

@@ -46,8 +46,8 @@ def show(source: Path, out: Path | None, kind: str) -> None:
     if out:
         report.write({k: v for k, v in document.items() if k != "derived"}, out)
         say(f"wrote  {out / 'report.html'}")
-    if document["accuracy"]:
-        options.next_step("compress", "gate", out or source, "--max-drop", "1")
+    limit = ("--max-drop", "1") if document["accuracy"] else ("--max-latency", "3ms")
+    options.next_step("compress", "gate", out or source, *limit)
 
 
 @command.command(short_help="Two reports: what became faster, better or smaller.")

@@ -30,8 +30,8 @@ def command(
 
     \b
     compress run --student mobilenet --kd fitnet --quantize int8
-    compress run --data cifar10 --download --teacher resnet20 --kd kd:temperature=4 --prune 0.3
-    compress run --data PHOTOS --student shufflenet --width 1 --set batch_size=32 --dry-run
+    compress run --data cifar10 --download --kd kd:temperature=4 --prune 0.3
+    compress run --data PHOTOS --student shufflenet --set batch_size=32 --dry-run
 
     Writes models/RUN/ and reports/RUN/. Finished steps are kept in the store and never run again.
     """

@@ -41,3 +41,4 @@ def clean(everything: bool) -> None:
     for folder in removed:
         click.echo(f"removed {folder.name}")
     say(f"removed {len(removed)} entries from {store.root}")
+    options.next_step("compress", "store", "list")
