@@ -93,18 +93,29 @@ def run_child(
 
 
 def visit(spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
-    """As `run_child`, and beside it what befell the machine meanwhile: load, throttling, time taken by others."""
-    throttled = environment.throttled_periods()
-    load, (stolen, ticks) = environment.load_average(), environment.cpu_ticks()
+    """As `run_child`, and beside it what befell the machine meanwhile: throttling, time taken by others; and
+    `load_average`, `governor` and `on_battery` before and after, None where the system does not say.
+    """
+    before, throttled = _state(), environment.throttled_periods()
+    stolen, ticks = environment.cpu_ticks()
     begun = time.perf_counter_ns()
     result = run_child(spec, work, timeout_s, plugins)
     took = time.perf_counter_ns() - begun
     stolen_after, ticks_after = environment.cpu_ticks()
+    after = _state()
     return result | {
-        "load_average": load,
+        **{name: [before[name], after[name]] for name in before},
         "throttled_periods": environment.throttled_periods() - throttled,
         "visit_ns": took,
         "steal_fraction": (stolen_after - stolen) / max(1, ticks_after - ticks),
+    }
+
+
+def _state() -> dict[str, Any]:
+    return {
+        "load_average": environment.load_average(),
+        "governor": environment.governor() or None,
+        "on_battery": environment.on_battery(),
     }
 
 

@@ -56,6 +56,7 @@ def _what_stays() -> Environment:
         python=platform.python_version(),
         packages=package_versions(),
         commit=tool_commit(),
+        virtual=virtual(),
     )
 
 
@@ -117,6 +118,24 @@ def governor(path: Path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_gov
     in most virtual machines.
     """
     return _read(path).strip()
+
+
+def on_battery(supplies: Path = Path("/sys/class/power_supply")) -> bool | None:
+    """Whether this machine runs from its battery; None where it shows neither a battery nor the mains."""
+    plugged, discharging = [], []
+    for supply in supplies.glob("*"):
+        kind = _read(supply / "type")
+        if kind == "Mains":
+            plugged.append(_read(supply / "online") == "1")
+        elif kind == "Battery" and _read(supply / "scope") != "Device":  # a mouse has one too
+            discharging.append(_read(supply / "status") == "Discharging")
+    return any(discharging) and not any(plugged) if plugged or discharging else None
+
+
+def virtual(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether this is a virtual machine, by x86's flag `hypervisor`; None where processors have no such flag."""
+    flags = re.search(r"^flags\s*:(.*)", _read(cpuinfo), re.MULTILINE)
+    return "hypervisor" in flags[1].split() if flags else None
 
 
 def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:

@@ -185,3 +185,4 @@ class Environment:
     python: str
     packages: dict[str, str]
     commit: str
+    virtual: bool | None = None  # a virtual machine; None where the system does not say

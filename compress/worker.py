@@ -295,6 +295,7 @@ def held_bytes(field: str, folders: Sequence[Path]) -> int:
 def latency(spec: dict[str, Any]) -> dict[str, Any]:
     """One visit: load, first inference, warm-up, timed block."""
     facts: dict[str, Any] = {}
+    celsius = [hottest_celsius()]
     pool = np.load(spec["images"])
     queries = draw(pool, spec["batch"], spec["seed"])
     if spec.get("cold"):
@@ -308,6 +309,8 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         adapter.run(session, first)
     with stage("warmup", {}):
         warmup_ns, *_ = repeat(adapter, session, queries, spec["warmup_runs"], spec["warmup_s"])
+    # of the fastest core, which is one that works: idle ones are clocked as the system likes
+    megahertz = [clock_megahertz(which=max)]
     gc.disable()
     others = started()
     others_cpu_ns = cpu_ns_of(others)
@@ -316,6 +319,8 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         wanted = -(-spec.get("queries", 0) // spec.get("rounds", 1))
         samples_ns, transfers_ns, cpu_ns = repeat(adapter, session, queries, MIN_BLOCK_RUNS, spec["block_s"], wanted)
     cpu_ns += cpu_ns_of(others) - others_cpu_ns
+    megahertz.append(clock_megahertz(which=max))
+    celsius.append(hottest_celsius())
     if spec.get("fps"):
         with stage("paced", facts):
             facts["paced_samples_ns"] = paced(timer(adapter), session, queries, spec["fps"], spec["paced_s"])
@@ -338,6 +343,8 @@ def latency(spec: dict[str, Any]) -> dict[str, Any]:
         "timer_ns": timer_ns(queries),
         "cpu_ns_per_inference": cpu_ns / len(samples_ns),
         "involuntary_switches": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
+        "megahertz": megahertz,
+        "celsius": celsius,
     }
 
 
@@ -499,9 +506,11 @@ def hottest_celsius(root: Path = Path("/sys/class/thermal")) -> float | None:
     return _extreme(root.glob("thermal_zone*/temp"), max, 1e-3)
 
 
-def clock_megahertz(root: Path = Path("/sys/devices/system/cpu")) -> float | None:
-    """The slowest core's clock; None where the system does not say."""
-    return _extreme(root.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), min, 1e-3)
+def clock_megahertz(
+    root: Path = Path("/sys/devices/system/cpu"), which: Callable[[list[float]], float] = min
+) -> float | None:
+    """The slowest core's clock, or with `max` the fastest one's; None where the system does not say."""
+    return _extreme(root.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), which, 1e-3)
 
 
 def _extreme(paths: Iterator[Path], which: Callable[[list[float]], float], scale: float) -> float | None:

@@ -53,6 +53,37 @@ def test_throttled_periods(tmp_path):
     assert environment.throttled_periods(tmp_path / "cgroup", tmp_path / "membership") == 7
 
 
+SUPPLIES = {
+    "mains": {"type": "Mains\n", "online": "1\n"},
+    "unplugged": {"type": "Mains\n", "online": "0\n"},
+    "emptying": {"type": "Battery\n", "status": "Discharging\n"},
+    "full": {"type": "Battery\n", "status": "Full\n"},
+    "mouse": {"type": "Battery\n", "scope": "Device\n", "status": "Discharging\n"},
+}
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    ("", None), ("mouse", None), ("mains", False), ("mains mouse", False), ("full", False), ("mains emptying", False),
+    ("unplugged emptying", True), ("emptying", True), ("full emptying", True), ("unplugged full", False),
+])  # fmt: skip
+def test_on_battery(tmp_path, names, expected):
+    for name in names.split():
+        for file, text in SUPPLIES[name].items():
+            write(tmp_path / name / file, text)
+    assert environment.on_battery(tmp_path) is expected
+    assert environment.on_battery(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("processor : 0\nflags\t\t: fpu vme hypervisor avx2\n", True), ("flags\t\t: fpu vme avx2\n", False),
+    ("Features\t: fp asimd\n", None), ("", None),
+])  # fmt: skip
+def test_a_virtual_machine_is_known_by_its_processors_flag(tmp_path, text, expected):
+    write(tmp_path / "cpuinfo", text)
+    assert environment.virtual(tmp_path / "cpuinfo") is expected
+    assert environment.capture().virtual is environment.virtual()
+
+
 @pytest.mark.parametrize(
     ("quota", "affinity", "allowed"), [(0.0, 8, 8), (1.5, 8, 2), (0.5, 8, 1), (16.0, 4, 4), (0.0, 1, 1)]
 )

@@ -477,6 +477,18 @@ def test_short_tier_is_stamped_everywhere(facts):
     assert "quick tier" in markdown.render(document) and "quick tier" in report.summary(document)
 
 
+def test_a_virtual_machine_is_said_once_and_of_no_cell(facts, document):
+    words = "what others do on the same machine may slow it down"
+    for renderer in (html, markdown):
+        assert words not in renderer.render(document)
+    facts["environment"]["virtual"] = True
+    virtual = report.document_of(facts)
+    assert [renderer.render(virtual).count(words) for renderer in (html, markdown)] == [1, 1]
+    assert virtual["derived"]["warnings"] == document["derived"]["warnings"]
+    facts["environment"]["virtual"] = None
+    assert "virtual machine" not in html.render(report.document_of(facts)), "not told"
+
+
 def test_flips_are_told_beside_the_agreement(facts, document):
     row = next(r for r in document["derived"]["accuracy"] if (r["stage"], r["runtime"]) == ("int8", "ort_cpu"))
     assert row["flips"] == {"lost": 279, "won": 248, "other": 20}

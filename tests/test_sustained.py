@@ -202,4 +202,5 @@ def test_sensors_that_are_missing_or_asleep_are_none(tmp_path):
         (tmp_path / name / "cpufreq").mkdir(parents=True)
         (tmp_path / name / "cpufreq" / "scaling_cur_freq").write_text(text)
     assert worker.hottest_celsius(tmp_path) == 67.0 and worker.clock_megahertz(tmp_path) == 600.0
+    assert worker.clock_megahertz(tmp_path, max) == 1800.0
     assert np.isfinite(worker.hottest_celsius() or 0.0)

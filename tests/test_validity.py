@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_bench import adapters, artifact, cell, images  # noqa: F401 (fixtures)
+from test_report import make_facts
 
-from compress import bench, environment, report
+from compress import bench, environment, report, worker
 from compress.errors import InputRejected
+from compress.facts import measurement_facts
 from compress.report import rows_validity
 
 ROUNDS = 10
@@ -79,6 +82,73 @@ def test_the_quota_stolen_time_the_clock_and_the_warm_up():
     assert codes(quiet(), steady=False) == {"not_steady": "warn"}
 
 
+@pytest.mark.parametrize(("ends", "found"), [
+    ([3000, 2910], {}), ([3000, 2700], {"clock": "warn"}), ([3000, 2400], {"clock": "invalid"}), ([2400, 3000], {}),
+    ([None, None], {}), ([3000, None], {}), ([0, 0], {}),
+])  # fmt: skip
+def test_a_clock_that_falls_inside_a_round(ends, found):
+    assert codes(quiet(), megahertz=ends) == found
+
+
+def test_one_round_in_which_the_clock_fell():
+    slowed = measurement(quiet(), megahertz=[3000.0, 3000.0])
+    slowed["visits"][4]["megahertz"] = [3000.0, 2400.0]
+    (flag,) = rows_validity.flags(slowed)
+    assert flag == {
+        "code": "clock", "severity": "invalid", "text": "the processor's clock fell by 20.0 % inside a round"
+    }  # fmt: skip
+
+
+def test_a_battery_and_a_governor_that_saves_power():
+    for ends in ([True, True], [False, True], [True, False]):
+        assert codes(quiet(), on_battery=ends) == {"battery": "warn"}
+    assert codes(quiet(), governor=["powersave", "powersave"]) == {"powersave": "warn"}
+    assert codes(quiet(), governor=["performance", "powersave"]) == {"powersave": "warn"}
+    for told in ({"on_battery": [False, False], "governor": ["performance"] * 2}, {"on_battery": [None] * 2}):
+        assert codes(quiet(), **told) == {}
+    assert codes(quiet(), governor=[None, None], load_average=0.5) == {}, "not told, and an earlier version's load"
+
+
+def real_visits(folder, artifact, images) -> dict:  # noqa: F811
+    tier = bench.Tier(name="t", rounds=1, warmup_runs=2, warmup_s=0.0, block_s=0.02, extra_rounds=0)
+    (found,) = bench.measure([cell("a", artifact, "a")], images, tier, seed=0, scratch=folder / "s")
+    assert found.failure == ""
+    return measurement_facts(found, "")
+
+
+def test_a_real_visit_tells_what_the_machine_was_like_at_both_ends(artifact, images, tmp_path, monkeypatch):  # noqa: F811
+    adapters(monkeypatch, tmp_path, a="pass")
+    (visit,) = real_visits(tmp_path, artifact, images)["visits"]
+    assert visit["governor"] == [environment.governor() or None] * 2
+    assert [each is None for each in visit["on_battery"]] == [environment.on_battery() is None] * 2
+    assert [each is None for each in visit["megahertz"]] == [worker.clock_megahertz() is None] * 2
+    assert [each is None for each in visit["celsius"]] == [worker.hottest_celsius() is None] * 2
+    assert len(visit["load_average"]) == 2 and min(visit["load_average"]) >= 0
+    facts = make_facts()
+    next(m for m in facts["measurements"] if m["visits"])["visits"][0] |= visit
+    report.validate(facts)
+
+
+# what a virtual machine does not have: a clock that is told, which falls once the model has been asked three times
+FALLING = """
+import __main__
+asked = globals().setdefault("asked", [])
+asked.append(session)
+__main__.clock_megahertz = lambda which: 3000.0 if len(asked) <= 3 else 2400.0"""
+
+
+def test_a_real_visit_whose_clock_falls_on_a_machine_without_mains(artifact, images, tmp_path, monkeypatch):  # noqa: F811
+    """The clock is read when the warm-up is over, before anything is timed, and again when all has been."""
+    adapters(monkeypatch, tmp_path, a=FALLING)
+    monkeypatch.setattr(environment, "governor", lambda: "powersave")
+    monkeypatch.setattr(environment, "on_battery", lambda: True)
+    found = real_visits(tmp_path, artifact, images)
+    assert found["visits"][0]["megahertz"] == [3000.0, 2400.0]
+    flags = {flag["code"]: flag["severity"] for flag in rows_validity.flags(found)}
+    told = {code: severity for code, severity in flags.items() if code in ("clock", "battery", "powersave")}
+    assert told == {"clock": "invalid", "battery": "warn", "powersave": "warn"}
+
+
 def test_nodes_that_a_gpu_runtime_left_to_the_cpu():
     there, here = ({"provider": f"{name}ExecutionProvider", "count": n} for name, n in (("CUDA", 105), ("CPU", 15)))
     (flag,) = rows_validity.flags(measurement(quiet(), effective={"nodes": [there, here]}))
@@ -112,6 +182,10 @@ def test_stolen_ticks(tmp_path):
         ("block_ns", "x"),
         ("throttled_periods", []),
         ("steady", "no"),
+        ("megahertz", [3000.0]),
+        ("megahertz", ["fast", "slow"]),
+        ("governor", "powersave"),
+        ("on_battery", [0, 1]),
         ("effective", {"nodes": [{"provider": "CPUExecutionProvider", "count": "all"}]}),
     ],
 )

@@ -262,11 +262,13 @@ def _tree(document: dict[str, Any]) -> Markup | None:
 def _environment(document: dict[str, Any]) -> Markup:
     env, data = document["environment"], document["dataset"]
     quota = f"{env['cpu_quota']:g} cores" if env["cpu_quota"] else "no limit"
+    virtual = {True: "yes: what others do on the same machine may slow it down", False: "no"}
     machine = pairs([
         ("processor", env["cpu_model"]), ("instructions", " ".join(env["isa"])),
         ("cores allowed", env["cores_allowed"]),
         ("quota of the group", quota), ("memory", fmt.size(env["memory_bytes"])), ("GPU", env["gpu"] or "none"),
-        ("system", env["system"]), ("Python", env["python"]), ("commit of the tool", env["commit"]),
+        ("system", env["system"]), ("virtual machine", virtual.get(env.get("virtual"), "")),
+        ("Python", env["python"]), ("commit of the tool", env["commit"]),
         ("packages", ", ".join(f"{k} {v}" for k, v in sorted(env["packages"].items()))),
     ])  # fmt: skip
     images = pairs([

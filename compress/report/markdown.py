@@ -316,6 +316,7 @@ def render(document: dict[str, Any]) -> str:
     parts += ["## Artifacts", "", *_artifact_lines(document), ""]
     allowed = f"{fmt.plural(env['cores_allowed'], 'core')} allowed"
     machine = f"{env['cpu_model']}, {allowed}, {env['system']}, Python {env['python']}"
+    machine += ", a virtual machine: what others do on the same machine may slow it down" * bool(env.get("virtual"))
     parts += ["## Reproduce", "", escaped(machine), "", fenced(run["command"]), ""]
     parts += [f"Seed {run['seed']}, benchmark tier {escaped(run['tier'])}, recipe {escaped(run['recipe_digest'])}."]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"

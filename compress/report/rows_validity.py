@@ -14,6 +14,9 @@ RULES: dict[str, tuple[str, float, float | None]] = {
     "two_levels": ("its rounds lie on two levels, {} apart", 0.0, None),
     "throttled": ("the CPU quota stopped it in {} of the scheduler's periods", 0.0, 0.01),
     "steal": ("other virtual machines took {} of the CPU's time meanwhile", 0.01, 0.05),
+    "clock": ("the processor's clock fell by {} inside a round", 0.05, 0.15),
+    "battery": ("the machine ran from its battery in {} of the rounds", 0.0, None),
+    "powersave": ("the governor of the clock was powersave in {} of the rounds", 0.0, None),
     "timer": ("reading the clock takes {} of its median", 0.005, 0.01),
     "same_input": ("one image asked again and again takes {} less time: it may keep answers", 0.10, None),
     "rounding": ("its program's digits may be off by {} of its middle", 0.005, 0.01),
@@ -61,6 +64,9 @@ def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
         "two_levels": _levels(medians),
         "throttled": min(1.0, throttled * PERIOD_NS / visits_ns) if visits_ns else 0.0,
         "steal": max(visit.get("steal_fraction", 0.0) for visit in visits),
+        "clock": max(_fall(visit.get("megahertz") or [None]) for visit in visits),
+        "battery": sum(True in visit.get("on_battery", ()) for visit in visits) / len(visits),
+        "powersave": sum("powersave" in visit.get("governor", ()) for visit in visits) / len(visits),
         "timer": max(visit.get("timer_ns", 0.0) / middle_ns(visit) for visit in visits),
         "same_input": max(0.0, 1 - _repeated(visits)),
         "rounding": max(visit.get("rounding_ns", 0.0) / middle_ns(visit) for visit in visits),
@@ -68,6 +74,12 @@ def _shares(visits: list[dict[str, Any]]) -> dict[str, float]:
         "elsewhere": max(_on_the_cpu(visit.get("effective", {}).get("nodes", [])) for visit in visits),
         "not_steady": sum(not visit.get("steady", True) for visit in visits) / len(visits),
     }
+
+
+def _fall(ends: list[float | None]) -> float:
+    """What the clock lost from the start of the timed block to its end, as a share; 0 where it was not told."""
+    before, after = ends[0], ends[-1]
+    return 1 - after / before if before is not None and after is not None and after < before else 0.0
 
 
 def _on_the_cpu(nodes: list[dict[str, Any]]) -> float:
