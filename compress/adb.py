@@ -15,7 +15,6 @@ SCHEME = "adb:"
 ADB_VARIABLE = "COMPRESS_ADB"  # the command instead of `adb`
 LIST_S = 30.0
 MOST_SAID_BYTES = 16 << 20
-NO_ANSWER = "no answer"  # the kind of a ChildFailed that says so
 # nothing that adb would take for an option; a phone on the network is HOST:PORT
 _SERIAL = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
 # what the phone's shell takes for a letter like any other, and for a list or range of shapes of ours
@@ -83,7 +82,7 @@ def run(words: Sequence[str], timeout_s: float) -> tuple[int, str]:
             said = _all_of(child, time.monotonic() + timeout_s)
             return child.wait(5), said
         except subprocess.TimeoutExpired:
-            raise ChildFailed("adb does not end", kind=NO_ANSWER) from None
+            raise ChildFailed("adb does not end", how="lost") from None
         finally:
             # only itself: its server goes on, which may be others' too
             child.kill()
@@ -97,14 +96,14 @@ def _all_of(child: subprocess.Popen, end: float) -> str:
         selector.register(child.stdout, selectors.EVENT_READ)
         while True:
             if not selector.select(max(0.0, end - time.monotonic())):
-                raise ChildFailed("no answer in time over adb", kind=NO_ANSWER)
+                raise ChildFailed("no answer in time over adb", how="lost")
             data = os.read(child.stdout.fileno(), 1 << 16)
             if not data:
                 return b"".join(parts).decode(errors="replace").replace("\r\n", "\n")
             parts.append(data)
             size += len(data)
             if size > MOST_SAID_BYTES:
-                raise ChildFailed(f"it says more than {MOST_SAID_BYTES >> 20} MB")
+                raise ChildFailed(f"it says more than {MOST_SAID_BYTES >> 20} MB", how="rubbish")
 
 
 def choose(serial: str) -> str:

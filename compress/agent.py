@@ -109,7 +109,8 @@ def run(folder, request):
     try:
         return say(result=getattr(child, request["call"])(spec, folder, request["timeout_s"], (), **options))
     except child.ChildFailed as failure:
-        return say(failed=str(failure).replace(str(folder) + "/", ""), stage=failure.stage, kind=failure.kind)
+        reason = str(failure).replace(str(folder) + "/", "")
+        return say(failed=reason, stage=failure.stage, kind=failure.kind, how=failure.how)
 
 
 def main():

@@ -19,8 +19,8 @@ from compress import catalog, held_memory, model_files
 from compress.child import HERE, ChildFailed, Host, readable, workspace
 from compress.errors import InputRejected, Unmeasurable
 from compress.progress import Progress
-from compress.types import Artifact, Measurement
-from compress.worker import START_ALLOWANCE_S, Unavailable, load_adapter
+from compress.types import Artifact, Failure, Measurement
+from compress.worker import START_ALLOWANCE_S, load_adapter
 
 # Real inputs that a visit draws from; 64 is the least that keeps one hot input from flattering the result.
 POOL_SIZE = 128
@@ -63,8 +63,8 @@ TIERS: Mapping[str, Tier] = {tier.name: tier for tier in _TIERS}
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One thing to measure: an artifact in a runtime (a catalogue name) at a number of threads and a batch size; or
-    one that is known not to be measurable, for the reason `refused`. With `fps`, queries come at that rate in a second
-    block of each visit.
+    one that is known not to be measurable: `refused` says why. With `fps`, queries come at that rate in a second block
+    of each visit.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Cell:
     threads: int
     batch: int = 1
     fps: float = 0.0
-    refused: str = ""
+    refused: Failure = Failure()
 
 
 def measure(
@@ -89,7 +89,7 @@ def measure(
     host: Host = HERE,
     memory: bool = False,
 ) -> list[Measurement]:
-    """One Measurement a cell, in the order of `cells`; a failed cell states its reason and stops no other.
+    """One Measurement a cell, in the order of `cells`; a failed cell states its reason and kind and stops no other.
 
     `images`: real images, uint8 `[N,H,W,C]`. `on_visit(done, total)` is called between visits. `timeout_s` is for one
     visit; 0 derives it from the tier. With `memory`, that is looked at in visits of their own for each cell.
@@ -99,7 +99,7 @@ def measure(
         raise ValueError(f"cells need names of their own, got {[cell.name for cell in cells]}")
     timed_s = 20 * (tier.warmup_s + tier.block_s) + 2 * tier.paced_s
     visits: dict[str, list[dict[str, Any]]] = {cell.name: [] for cell in cells}
-    failures: dict[str, str] = {}
+    failures: dict[str, Failure] = {}
     with workspace(scratch) as work:
         specs = _prepare(cells, images, seed, work, plugins, failures, host)
         plan = [
@@ -119,7 +119,7 @@ def measure(
             try:
                 visit = host.visit(spec, work, timeout_s or spec["start_allowance_s"] + timed_s, plugins)
             except ChildFailed as failure:
-                failures[cell.name] = readable(failure, spec["model"], cell.artifact.path)
+                failures[cell.name] = Failure(readable(failure, spec["model"], cell.artifact.path), failure.how)
                 continue
             visits[cell.name].append(visit | {"round": number, "position": position})
         held: dict[str, dict[str, Any]] = {}
@@ -131,7 +131,7 @@ def measure(
                     spec, cell.artifact.path, work, plugins, host, compare=tier.extra_rounds > 0
                 )
         on_visit(total, total)
-    return [_measurement(cell, visits[cell.name], failures.get(cell.name, ""), held.get(cell.name)) for cell in cells]
+    return [_measurement(c, visits[c.name], failures.get(c.name, Failure()), held.get(c.name)) for c in cells]
 
 
 def sustained(
@@ -150,14 +150,14 @@ def sustained(
     left it. Raises as `measure`.
     """
     found: dict[str, dict[str, Any]] = {}
-    failures: dict[str, str] = {}
+    failures: dict[str, Failure] = {}
     with workspace(scratch) as work:
         specs = _prepare(cells, images, seed, work, plugins, failures, host)
         for done, index in enumerate(visit_order(seed, 0, len(cells))):
             cell = cells[index]
             on_cell(done, len(cells))
             if cell.name in failures:
-                found[cell.name] = {"windows": [], "failure": failures[cell.name]}
+                found[cell.name] = {"windows": [], "failure": failures[cell.name].reason}
                 continue
             spec = specs[cell.name] | {"mode": "sustained", "seed": [seed, 0], "sustained_s": seconds}
             try:
@@ -236,7 +236,7 @@ def answers_and_facts(
                 allowed_s = timeout_s or start_s + 0.5 * len(images)
                 facts = host.run(spec, work, allowed_s, plugins, bar.to)
         except ChildFailed as failure:
-            if failure.kind == Unavailable.__name__:
+            if failure.how == "unavailable":
                 reason = str(failure).partition(f"{failure.kind}: ")[2]
                 raise Unmeasurable(
                     f"{artifact.path} cannot run in {runtime}: {reason}", code="E-RUNTIME-UNAVAILABLE"
@@ -320,10 +320,10 @@ def _prepare(
     seed: int,
     work: Path,
     plugins: tuple[Path, ...],
-    failures: dict[str, str],
+    failures: dict[str, Failure],
     host: Host,
 ) -> dict[str, dict[str, Any]]:
-    """Each usable cell's worker spec, by name; the reasons of the others go into `failures`."""
+    """Each usable cell's worker spec, by name; the others' failures go into `failures`."""
     count = min(POOL_SIZE, len(images))
     chosen = np.random.default_rng([seed]).choice(len(images), size=count, replace=False)
     np.save(work / "images.npy", images[np.sort(chosen)])
@@ -334,12 +334,12 @@ def _prepare(
     for index, cell in enumerate(cells):
         try:
             _check_shape(cell.artifact, images)
-            reason = _unusable(cell.runtime, cell.artifact.format, states[cell.runtime])
+            failure = _unusable(cell.runtime, cell.artifact.format, states[cell.runtime])
             copy = model_files.private_copy(cell.artifact, work / f"model{index}")
         except InputRejected as error:
-            reason, copy = error.message, Path()
-        if reason:
-            failures[cell.name] = reason
+            failure, copy = Failure(error.message, "refused"), Path()
+        if failure:
+            failures[cell.name] = failure
             continue
         specs[cell.name] = _spec("latency", cell.runtime, copy, cell.threads, plugins) | {
             "images": str(work / "images.npy"),
@@ -355,7 +355,9 @@ def _spec(mode: str, runtime: str, model: Path, threads: int, plugins: tuple[Pat
     return {"mode": mode, "adapter": str(adapter), "model": str(model), "threads": threads}
 
 
-def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str, memory: dict[str, Any] | None) -> Measurement:
+def _measurement(
+    cell: Cell, visits: list[dict[str, Any]], failure: Failure, memory: dict[str, Any] | None
+) -> Measurement:
     return Measurement(
         cell=cell.name,
         artifact=cell.artifact.stage,
@@ -366,15 +368,16 @@ def _measurement(cell: Cell, visits: list[dict[str, Any]], failure: str, memory:
         batch=cell.batch,
         visits=() if failure else tuple(visits),  # some of the rounds would be no median to compare
         memory=memory,
-        failure=failure,
+        failure=failure.reason,
+        failure_kind=failure.kind,
     )
 
 
-def _unusable(runtime: str, format: str, state: dict[str, Any]) -> str:
-    """Why `runtime` of that state cannot run an artifact of `format`, or ""."""
+def _unusable(runtime: str, format: str, state: dict[str, Any]) -> Failure:
+    """Why `runtime` of that state cannot run an artifact of `format`, if it cannot."""
     if not state["unavailable"] and state["format"] != format:
-        return _other_format(runtime, state["format"], format)
-    return state["unavailable"]
+        return Failure(_other_format(runtime, state["format"], format), "refused")
+    return Failure(state["unavailable"], "unavailable") if state["unavailable"] else Failure()
 
 
 def _other_format(runtime: str, reads: str, given: str) -> str:

@@ -19,7 +19,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from compress import environment
-from compress.types import Environment
+from compress.types import Environment, FailureKind
+from compress.worker import Unavailable
 
 WORKER = Path(__file__).with_name("worker.py")
 CONVERTER = Path(__file__).with_name("converter.py")
@@ -29,15 +30,20 @@ PASSED_ON = frozenset(
     "PATH HOME LANG LC_ALL LD_LIBRARY_PATH VIRTUAL_ENV CUDA_VISIBLE_DEVICES CUDA_PATH COMPRESS_STORE COMPRESS_WEB_KIT "
     "XDG_CACHE_HOME".split()
 )
+# Signals by which a process dies of a fault of its own; the others come from outside.
+CRASHES = frozenset("SIGSEGV SIGABRT SIGBUS SIGILL SIGFPE SIGSYS SIGTRAP".split())
 
 
 class ChildFailed(Exception):
-    """A child that gave no result. `stage` and `kind` (exception class) are empty when it died without a word."""
+    """A child that gave no result, and `how` it failed. `stage` and `kind` (exception class) are empty when it died
+    without a word.
+    """
 
-    def __init__(self, reason: str, stage: str = "", kind: str = ""):
+    def __init__(self, reason: str, stage: str = "", kind: str = "", *, how: FailureKind = "error"):
         super().__init__(reason)
         self.stage = stage
         self.kind = kind
+        self.how: FailureKind = how
 
 
 @contextlib.contextmanager
@@ -88,7 +94,7 @@ def run_child(
         finally:
             _kill_group(child)
     if not finished:
-        raise ChildFailed(f"no result within {timeout_s:g} s; stopped")
+        raise ChildFailed(f"no result within {timeout_s:g} s; stopped", how="hung")
     return _read_result(result, log, child.returncode)
 
 
@@ -214,18 +220,24 @@ def _read_result(result: Path, log: Path, status: int) -> dict[str, Any]:
         lines = log.read_text(errors="replace").strip().splitlines()
         last = f" (last words: {lines[-1][:300]})" if lines else ""
         if status < 0:
-            memory = "; out of memory?" if status == -signal.SIGKILL else ""
-            raise ChildFailed(f"the child was killed by {signal.Signals(-status).name}{memory}{last}")
-        raise ChildFailed(f"the child ended with exit status {status} and no result{last}")
+            name, memory = signal.Signals(-status).name, "; out of memory?" if status == -signal.SIGKILL else ""
+            raise ChildFailed(f"the child was killed by {name}{memory}{last}", how=how_by(name))
+        raise ChildFailed(f"the child ended with exit status {status} and no result{last}", how="ended-early")
     try:
         content = json.loads(result.read_text())
     except ValueError as error:
-        raise ChildFailed(f"the child's result is not JSON: {error}") from error
+        raise ChildFailed(f"the child's result is not JSON: {error}", how="rubbish") from error
     if not isinstance(content, dict):
-        raise ChildFailed(f"the child's result is no table of facts but {type(content).__name__}")
+        raise ChildFailed(f"the child's result is no table of facts but {type(content).__name__}", how="rubbish")
     if "error" in content:
-        raise ChildFailed(f"{content['stage']}: {content['error']}", content["stage"], content["kind"])
+        how: FailureKind = "unavailable" if content["kind"] == Unavailable.__name__ else "error"
+        raise ChildFailed(f"{content['stage']}: {content['error']}", content["stage"], content["kind"], how=how)
     return content
+
+
+def how_by(signal_name: str) -> FailureKind:
+    """How a process failed that was ended by this signal. SIGALRM is the worker's own, for when nobody stops it."""
+    return "crashed" if signal_name in CRASHES else "hung" if signal_name == "SIGALRM" else "killed"
 
 
 def readable(failure: ChildFailed, copy: str, original: Path) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 from compress import bench, catalog, evaluate, float_twin, litert_kit, model_files, numerics, stats
 from compress.child import CONVERTER, ChildFailed, readable, run_child, workspace
 from compress.environment import versions
-from compress.errors import Unmeasurable
+from compress.errors import CompressError, Unmeasurable
 from compress.progress import say
 from compress.store import Step, Store, bytes_in, file_digest, folder_digest
-from compress.types import Artifact
+from compress.types import Artifact, Failure
 
 VERSIONS = {"convert": 3, "float_twin": 1, "numerics": 3}
 TIMEOUT_S = 900.0
@@ -58,6 +58,13 @@ def converted(
         size_bytes=facts["size_bytes"],
     )  # fmt: skip
     return made, facts
+
+
+def failure_of(error: CompressError) -> Failure:
+    """Why a runtime is given no file, from the error that said so. Its kind is how the child failed, where one did."""
+    if isinstance(error.__cause__, ChildFailed):
+        return Failure(error.message, error.__cause__.how)
+    return Failure(error.message, "unavailable" if error.code == "E-RUNTIME-UNAVAILABLE" else "refused")
 
 
 def _refuse_missing(runtime: str, plugins: tuple[Path, ...]) -> None:
@@ -193,10 +200,12 @@ def _watch(work: Path) -> Callable[[int], None]:
     def look(pid: int) -> None:
         memory = _resident_bytes(pid)
         if memory > MEMORY_BYTES:
-            raise ChildFailed(f"it took {memory / 1e9:.1f} GB of memory, allowed are {MEMORY_BYTES / 1e9:.1f}; stopped")
+            reason = f"it took {memory / 1e9:.1f} GB of memory, allowed are {MEMORY_BYTES / 1e9:.1f}; stopped"
+            raise ChildFailed(reason, how="killed")
         filled = bytes_in(work)
         if filled > FOLDER_BYTES:
-            raise ChildFailed(f"it wrote {filled / 1e9:.1f} GB, allowed are {FOLDER_BYTES / 1e9:.1f}; stopped")
+            reason = f"it wrote {filled / 1e9:.1f} GB, allowed are {FOLDER_BYTES / 1e9:.1f}; stopped"
+            raise ChildFailed(reason, how="killed")
 
     return look
 

@@ -75,6 +75,7 @@ def measurement_facts(measurement: Measurement, twin_of: str, scenario: Scenario
         "control": bool(twin_of),
         "twin_of": twin_of,
         "failure": measurement.failure,
+        "failure_kind": measurement.failure_kind,
         "visits": visits,
         "memory": measurement.memory,
         "sustained": measurement.sustained,

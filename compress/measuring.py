@@ -15,7 +15,7 @@ from compress.progress import Progress, duration
 from compress.recipe import Recipe
 from compress.runtime_files import Offer
 from compress.store import Store
-from compress.types import SINGLE_STREAM, Artifact, Measurement, Scenario
+from compress.types import SINGLE_STREAM, Artifact, Failure, Measurement, Scenario
 
 TWIN = " again"
 SYNTHETIC_IMAGES = 128
@@ -23,7 +23,7 @@ SYNTHETIC_IMAGES = 128
 
 def cells_of(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], plugins: tuple[Path, ...],
-    refused: Mapping[tuple[str, str], str] = MappingProxyType({}), scenario: Scenario = SINGLE_STREAM,
+    refused: Mapping[tuple[str, str], Failure] = MappingProxyType({}), scenario: Scenario = SINGLE_STREAM,
     host: Host = HERE,
 ) -> list[bench.Cell]:  # fmt: skip
     """A cell for each (artifact, runtime), number of threads and batch size; the first whose runtime works here once
@@ -34,7 +34,7 @@ def cells_of(
         bench.Cell(
             name=f"{artifact.stage}/{runtime}/{number}" + (f"/batch {batch}" if batch > 1 else ""), artifact=artifact,
             runtime=runtime, threads=int(number), batch=batch, fps=scenario.fps if batch == 1 else 0.0,
-            refused=refused.get((artifact.stage, runtime), ""),
+            refused=refused.get((artifact.stage, runtime), Failure()),
         )
         for batch in scenario.batches
         for number in threads
@@ -78,7 +78,7 @@ def twin_of(measurement: Measurement) -> str:
 
 def latency(
     pairs: list[tuple[Artifact, str]], threads: tuple[str, ...], images: np.ndarray, tier: str, seed: int,
-    store: Store, plugins: tuple[Path, ...] = (), refused: Mapping[tuple[str, str], str] = MappingProxyType({}),
+    store: Store, plugins: tuple[Path, ...] = (), refused: Mapping[tuple[str, str], Failure] = MappingProxyType({}),
     scenario: Scenario = SINGLE_STREAM, host: Host = HERE, memory: bool = False,
 ) -> list[Measurement]:  # fmt: skip
     """All cells in one interleaved session, and what each holds of the `memory` after it where that is wanted. The
@@ -146,8 +146,7 @@ def bench_files(
     warnings += [] if own_inputs else _not_compared(recipe.runtimes)
     measurements = latency(
         [(offer.artifact, offer.runtime) for offer in offers], recipe.threads, images, tier, recipe.seed, store,
-        refused={(offer.artifact.stage, offer.runtime): offer.failure for offer in offers if offer.failure},
-        scenario=scenario, host=host, memory=True,
+        refused=runtime_files.refused(offers), scenario=scenario, host=host, memory=True,
     )  # fmt: skip
     if all(m.failure for m in measurements):
         raise Unmeasurable(f"nothing could be measured: {measurements[0].failure}", code="E-RUNTIME-FAILED")
@@ -191,12 +190,12 @@ def _for_runtimes(artifacts: list[Artifact], runtimes: tuple[str, ...], store: S
     offers = []
     for runtime in runtimes:
         for artifact in artifacts:
-            made, why = artifact, ""
+            made, failed = artifact, Failure()
             known: dict[str, Any] = {}
             if conversion.converts(runtime):
                 try:
                     made, known = conversion.converted(store, artifact, runtime)
                 except Unmeasurable as error:
-                    why = error.message
-            offers.append(Offer(runtime=runtime, artifact=made, conversion=known, gate={}, failure=why))
+                    failed = conversion.failure_of(error)
+            offers.append(Offer(runtime=runtime, artifact=made, conversion=known, gate={}, failed=failed))
     return offers

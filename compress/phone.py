@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from compress import adb
-from compress.child import ChildFailed
+from compress.child import ChildFailed, how_by
 from compress.environment import ISA_FLAGS, tool_commit
 from compress.errors import Unmeasurable, UsageError
 from compress.progress import say
 from compress.store import file_digest
-from compress.types import Environment
+from compress.types import Environment, FailureKind
 from compress.worker import LONGEST_BLOCKS, MIN_BLOCK_RUNS, START_ALLOWANCE_S, WARMUP_KEPT, is_steady, load_adapter
 
 BELOW = "/data/local/tmp"
@@ -98,7 +98,7 @@ class Phone:
     ) -> dict[str, Any]:  # fmt: skip
         """Whether a runtime can be timed here (mode `probe`); ChildFailed for all else, which takes our own worker."""
         if spec["mode"] != "probe":
-            raise ChildFailed(f"a benchmark program on a phone gives no {spec['mode']}")
+            raise ChildFailed(f"a benchmark program on a phone gives no {spec['mode']}", how="refused")
         adapter = load_adapter(spec["adapter"])
         reason = self._lacking(adapter, Path(spec["adapter"]).stem)
         version = "" if reason else _version(self._tools / adapter.NATIVE["tool"])
@@ -109,7 +109,8 @@ class Phone:
     def visit(self, spec: dict[str, Any], work: Path, timeout_s: float, plugins: tuple[Path, ...]) -> dict[str, Any]:
         """One visit (mode `latency`), by the runtime's own program. Raises ChildFailed."""
         if spec["batch"] != 1:
-            raise ChildFailed(f"load: on a phone images are asked one by one, not {spec['batch']} at once", "load")
+            reason = f"load: on a phone images are asked one by one, not {spec['batch']} at once"
+            raise ChildFailed(reason, "load", how="refused")
         adapter = load_adapter(spec["adapter"])
         model, cooled_s = self._send(Path(spec["model"]), adapter.FORMAT), self._cool()
         before = self._heat()
@@ -186,12 +187,13 @@ class Phone:
             timeout_s + GRACE_S,
         )
         if status:
-            raise ChildFailed(f"block: {_ended(adapter.NATIVE['tool'], status, said, timeout_s)}", "block")
+            reason = f"block: {_ended(adapter.NATIVE['tool'], status, said, timeout_s)}"
+            raise ChildFailed(reason, "block", how=_how(status))
         try:
             return _checked(adapter.native_facts(said, warmup))
         except (ValueError, OverflowError) as error:
             reason = f"block: {adapter.NATIVE['tool']} says what cannot be read: {error}; its last words: {_last(said)}"
-            raise ChildFailed(reason, "block") from error
+            raise ChildFailed(reason, "block", how="rubbish") from error
 
     def _send_tool(self, name: str) -> str:
         """Its path there, with the libraries that lie beside it here."""
@@ -222,7 +224,8 @@ class Phone:
         try:
             adb.quoted([there])
         except ValueError:
-            raise ChildFailed(f"the name of {path.name} has characters that no phone is sent: rename it") from None
+            reason = f"the name of {path.name} has characters that no phone is sent: rename it"
+            raise ChildFailed(reason, how="refused") from None
         status, said = self._adb(["push", str(path.absolute()), there], TRANSFER_S)
         if status:
             raise self._failed(f"cannot send {path.name}", said)
@@ -246,12 +249,12 @@ class Phone:
 
     def _adb(self, words: list[str], timeout_s: float) -> tuple[int, str]:
         if self._lost:
-            raise ChildFailed(self._lost)
+            raise ChildFailed(self._lost, how="lost")
         try:
             return adb.run(["-s", self._serial, *words], timeout_s)
         except ChildFailed as failure:
             # programs end by a limit of their own before this one
-            self._lost = str(failure) if failure.kind == adb.NO_ANSWER else ""
+            self._lost = str(failure) if failure.how == "lost" else ""
             raise
 
     def _failed(self, what: str, said: str) -> ChildFailed:
@@ -259,7 +262,7 @@ class Phone:
         last = _last(said).replace(self._serial, "…")
         if _LOST.search(last):
             self._lost = what = "the adb connection ended"
-        return ChildFailed(f"{what}: {last}" if last else what)
+        return ChildFailed(f"{what}: {last}" if last else what, how="lost" if self._lost else "error")
 
     def _heat(self) -> dict[str, Any]:
         """`celsius` of the battery, None where it is not said, and `status`: from 1 on Android slows down for heat."""
@@ -324,6 +327,13 @@ def _ended(tool: str, status: int, said: str, timeout_s: float) -> str:
         how = f"ended with exit status {status}"
     last = _last(said)
     return f"{tool} {how}" + (f" (last words: {last})" if last else "")
+
+
+def _how(status: int) -> FailureKind:
+    """How a program failed whose shell says this status; 128 and more is a signal, 124 that of a `timeout`."""
+    if status == 124 or status > 128:
+        return how_by(KILLED_BY.get(status - 128, ""))
+    return "ended-early"
 
 
 def _last(said: str) -> str:

@@ -172,7 +172,7 @@ class Remote:
                 continue
             break
         if "failed" in reply:
-            raise ChildFailed(reply["failed"], reply["stage"], reply["kind"])
+            raise ChildFailed(reply["failed"], reply["stage"], reply["kind"], how=reply["how"])
         if written:
             self._ask(do="get", name=spec["logits"])
             Path(written).write_bytes(self._read(self._reply(TRANSFER_S)["size"], TRANSFER_S))
@@ -215,21 +215,21 @@ class Remote:
             heard += len(line)
             if agent.READY.encode() in line:
                 return str(json.loads(line)["refused"])
-        raise ChildFailed("it says other things than were asked for")
+        raise ChildFailed("it says other things than were asked for", how="rubbish")
 
     def _reply(self, timeout_s: float) -> dict[str, Any]:
         line = self._line(timeout_s)
         try:
             return json.loads(line)
         except ValueError:
-            raise ChildFailed(f"it answered what is no JSON: {line[:200]!r}") from None
+            raise ChildFailed(f"it answered what is no JSON: {line[:200]!r}", how="rubbish") from None
 
     def _line(self, timeout_s: float, most_bytes: int = MOST_REPLY_BYTES) -> bytes:
         end = time.monotonic() + timeout_s
         parts, size = [self._unread], len(self._unread)
         while b"\n" not in parts[-1]:
             if size > most_bytes:
-                raise ChildFailed("it says other things than were asked for")
+                raise ChildFailed("it says other things than were asked for", how="rubbish")
             parts.append(self._more(end))
             size += len(parts[-1])
         line, _, self._unread = b"".join(parts).partition(b"\n")
@@ -251,7 +251,7 @@ class Remote:
         with selectors.DefaultSelector() as selector:
             selector.register(self._ssh.stdout, selectors.EVENT_READ)
             if not selector.select(max(0.0, end - time.monotonic())):
-                raise ChildFailed("no answer in time over ssh")
+                raise ChildFailed("no answer in time over ssh", how="lost")
         data = os.read(self._ssh.stdout.fileno(), 1 << 16)
         if not data:
             raise self._lost()
@@ -266,4 +266,4 @@ class Remote:
         except subprocess.TimeoutExpired:
             said = []
         last = "".join(c for c in said[-1] if c.isprintable())[:300] if said else ""
-        return ChildFailed("the ssh connection ended" + (f": {last}" if last else ""))
+        return ChildFailed("the ssh connection ended" + (f": {last}" if last else ""), how="lost")

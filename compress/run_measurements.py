@@ -33,7 +33,7 @@ def measure(job: Job, store: Store, links: list[Link]) -> dict[str, Any]:
     measurements = measuring.latency(
         [(offer.artifact, offer.runtime) for offer in offered], job.recipe.threads, job.splits.report.images,
         job.recipe.tier, job.recipe.seed, store, job.plugins,
-        refused={(offer.artifact.stage, offer.runtime): offer.failure for offer in offered if offer.failure},
+        refused=runtime_files.refused(offered),
         memory=True,
     )  # fmt: skip
     failures = {(m.artifact, m.runtime): m.failure for m in measurements if m.failure}

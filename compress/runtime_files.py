@@ -2,6 +2,7 @@
 let through only where it answers as the ONNX file does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,14 @@ from compress.errors import CompressError
 from compress.plan import Job
 from compress.progress import say
 from compress.store import Store
-from compress.types import Artifact
+from compress.types import Artifact, Failure
 
 REFERENCE = "ort_cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A stage's artifact as `runtime` reads it; `failure` says why it is none that may be used. `conversion` and `gate`
+    """A stage's artifact as `runtime` reads it; `failed` says why it is none that may be used. `conversion` and `gate`
     hold the facts of `conversion.converted` and `conversion.gate`, empty where there was nothing to convert or compare.
     """
 
@@ -25,7 +26,17 @@ class Offer:
     artifact: Artifact
     conversion: dict[str, Any]
     gate: dict[str, Any]
-    failure: str = ""
+    failed: Failure = Failure()
+
+    @property
+    def failure(self) -> str:
+        """The reason in `failed`, or ""."""
+        return self.failed.reason
+
+
+def refused(offers: Sequence[Offer]) -> dict[tuple[str, str], Failure]:
+    """(stage, runtime) → why it is not to be measured, of those offers that may not be used."""
+    return {(each.artifact.stage, each.runtime): each.failed for each in offers if each.failed}
 
 
 def offer(job: Job, store: Store, artifact: Artifact, runtime: str) -> Offer:
@@ -40,12 +51,15 @@ def offer(job: Job, store: Store, artifact: Artifact, runtime: str) -> Offer:
         made, facts = conversion.converted(store, artifact, runtime, job.plugins)
         gate = _gate(job, store, artifact, made, runtime, module.TOLERANCE[artifact.precision], own)
     except CompressError as error:
-        return Offer(runtime=runtime, artifact=artifact, conversion=facts, gate=nothing, failure=error.message)
+        return Offer(
+            runtime=runtime, artifact=artifact, conversion=facts, gate=nothing, failed=conversion.failure_of(error)
+        )
     if gate["why"] and not own and judge.clips_here(artifact):
         gate["why"] += "; sums of int8 products may be clipped on this CPU, which int8_auto's weights prevent"
     if gate["why"]:
         say(f"  {artifact.stage} in {runtime} is not offered: {gate['why']}")
-    return Offer(runtime=runtime, artifact=made, conversion=facts, gate=gate, failure=gate["why"])
+    failed = Failure(gate["why"], "refused") if gate["why"] else Failure()
+    return Offer(runtime=runtime, artifact=made, conversion=facts, gate=gate, failed=failed)
 
 
 def _gate(

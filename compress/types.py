@@ -6,7 +6,7 @@ Only the standard library and numpy are imported here; a torch tensor is named a
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -153,10 +153,31 @@ class Scenario:
 
 SINGLE_STREAM = Scenario()
 
+# How a cell can fail. Its process died of a fault of its own (crashed: a segmentation fault, an abort) or was ended
+# from outside (killed: most often for want of memory), gave no result in time (hung), none at all (ended-early) or none
+# that can be read (rubbish), said what went wrong (error), or ran on a machine that is out of reach now (lost). Or
+# nothing was timed: the runtime cannot be used there (unavailable), or the file is not for it (refused).
+FailureKind = Literal[
+    "crashed", "killed", "hung", "ended-early", "rubbish", "error", "lost", "unavailable", "refused"
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no measurement: `reason`, for people, and its kind. Both are empty, and it is false, for none."""
+
+    reason: str = ""
+    kind: FailureKind | Literal[""] = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One cell's raw facts: an artifact in a runtime at a number of threads. `failure` says why there is none."""
+    """One cell's raw facts: an artifact in a runtime at a number of threads. `failure` says why there is none, and
+    `failure_kind` in one word.
+    """
 
     cell: str
     artifact: str  # the artifact's stage name
@@ -169,6 +190,7 @@ class Measurement:
     memory: dict[str, Any] | None = None  # of a visit of its own: see worker.py, or `failure`
     sustained: dict[str, Any] | None = None  # `windows` and `failure`, where the cell was to work without a pause
     failure: str = ""
+    failure_kind: FailureKind | Literal[""] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

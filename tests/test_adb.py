@@ -269,28 +269,38 @@ def test_a_visit_that_counts_by_nothing_is_a_contradiction():
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    ("body", "reason", "kind"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "benchncnn was killed by SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "benchncnn was killed by SIGSEGV", "crashed"),
         (
             "sys.exit('dlopen failed: library \"libomp.so\" not found')",
             'exit status 1 (last words: dlopen failed: library "l',
+            "ended-early",
         ),
-        ("os.write(1, bytes(range(256)) * 9 + b'\\x1b]0;owned\\x07\\x1b[31mred\\n')", "says what cannot be read"),
+        (
+            "os.write(1, bytes(range(256)) * 9 + b'\\x1b]0;owned\\x07\\x1b[31mred\\n')",
+            "says what cannot be read",
+            "rubbish",
+        ),
         (
             "print('loop_count = 10\\n model.ncnn.param  min = 0.00  max = 0.00  avg = 0.00')",
             "a time that is not above 0",
+            "rubbish",
         ),
-        ("print('loop_count = 10\\n model.ncnn.param  min = 1  max = 1  avg = 1.2.3')", "could not convert string"),
-        ("print('loop_count = 0\\n model.ncnn.param  min = 1  max = 1  avg = 1')", "it made no run"),
-        ("print('no such model')", "versions that take no `param=` say none; its last words: no such model"),
-        ("print()", "its last words: "),
-        ("while True: os.write(1, b'x' * 65536)", "it says more than 16 MB"),
-        ("time.sleep(60)", "was killed: no result within 1 s"),
+        (
+            "print('loop_count = 10\\n model.ncnn.param  min = 1  max = 1  avg = 1.2.3')",
+            "could not convert string",
+            "rubbish",
+        ),
+        ("print('loop_count = 0\\n model.ncnn.param  min = 1  max = 1  avg = 1')", "it made no run", "rubbish"),
+        ("print('no such model')", "versions that take no `param=` say none; its last words: no such model", "rubbish"),
+        ("print()", "its last words: ", "rubbish"),
+        ("while True: os.write(1, b'x' * 65536)", "it says more than 16 MB", "rubbish"),
+        ("time.sleep(60)", "was killed: no result within 1 s", "killed"),
     ],
     ids=["segfault", "library", "rubbish", "zero", "digits", "none", "other", "empty", "huge", "hang"],
 )
-def test_a_program_that_fails_is_a_row_and_stops_no_other(stand_in, cells, images, tmp_path, body, reason):  # noqa: F811
+def test_a_program_that_fails_is_a_row_and_stops_no_other(stand_in, cells, images, tmp_path, body, reason, kind):  # noqa: F811
     stand_in.play("benchncnn", body)
     wanted = [each for each in cells if each.name in ("ncnn", "mnn")]
     with phone.connected("adb:", stand_in.tools) as there:
@@ -298,6 +308,7 @@ def test_a_program_that_fails_is_a_row_and_stops_no_other(stand_in, cells, image
     mnn, ncnn = sorted(found, key=lambda m: m.cell)
     print(ncnn.failure)
     assert reason in ncnn.failure and not ncnn.visits and ncnn.failure.isprintable() and len(ncnn.failure) <= 600
+    assert ncnn.failure_kind == kind
     assert not mnn.failure and len(mnn.visits) == TIER.rounds
     assert stand_in.left() == []
 
@@ -308,6 +319,7 @@ def test_a_cut_connection_ends_all_that_was_not_done(stand_in, cells, images, tm
         found = measured(there, cells, images, tmp_path)
     for one in found:
         assert one.failure.startswith("the adb connection ended") and not one.visits and SERIAL not in one.failure
+        assert one.failure_kind == "lost"
     print(found[0].failure)
     # nobody can clean up there now, which is said
     said = capsys.readouterr().err
@@ -338,7 +350,7 @@ def test_an_adb_that_does_not_answer(stand_in, cells, images, tmp_path, monkeypa
     stand_in.mode("deaf")
     with phone.connected("adb:", stand_in.tools) as there:
         found = bench.measure(cells, images, TIER, seed=1, scratch=tmp_path / "s", host=there, timeout_s=0.5)
-        assert all(one.failure == "no answer in time over adb" for one in found)
+        assert {(one.failure, one.failure_kind) for one in found} == {("no answer in time over adb", "lost")}
         stand_in.mode()
     assert stand_in.left() == []
 
@@ -359,7 +371,9 @@ def test_runtimes_that_cannot_be_timed_there(stand_in, artifact, cells, images, 
     ]
     with phone.connected("adb:", stand_in.tools) as there:
         ncnn = next(each for each in cells if each.name == "ncnn")
-        e, eight, none = (m.failure for m in measured(there, [*more, ncnn], images, tmp_path))
+        found = measured(there, [*more, ncnn], images, tmp_path)
+    e, eight, none = (m.failure for m in found)
+    assert [m.failure_kind for m in found] == ["unavailable", "refused", "unavailable"]
     assert e == "executorch has no benchmark program for Android that is known here"
     assert "one by one, not 8 at once" in eight
     assert none.startswith("the folder of --tools has no `benchncnn`: built from ncnn's source")

@@ -18,10 +18,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import bench, child, worker
+from compress import bench, child, facts, worker
 from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.report import rows_cells
-from compress.types import Artifact
+from compress.types import Artifact, Failure
 
 TIER = bench.Tier(name="test", rounds=2, warmup_runs=3, warmup_s=0.01, block_s=0.02)
 CLASSES = ("a", "b", "c", "d", "e")
@@ -151,6 +151,7 @@ def test_two_names_of_one_artifact_and_a_runtime_that_is_not_here(artifact, imag
     gpu = result[2]
     assert gpu.failure or all(v["effective"]["providers"][0] == "CUDAExecutionProvider" for v in gpu.visits)
     assert not gpu.failure or ("pip install" in gpu.failure and gpu.visits == ())
+    assert gpu.failure_kind == ("unavailable" if gpu.failure else "")
     assert seen == [(done, 9) for done in range(10)]
     assert list((tmp_path / "s").iterdir()) == []
 
@@ -198,29 +199,39 @@ def test_steady_compares_the_last_two_thirds():
 
 
 FAULTS = {
-    "segv": ("ctypes.string_at(0)", "SIGSEGV"),
-    "abort": ("os.abort()", "SIGABRT"),
-    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL; out of memory?"),
-    "quit": ("os._exit(0)", "exit status 0 and no result"),
-    "leave": ("sys.exit(0)", "exit status 0 and no result"),
-    "error": ("raise ValueError('the \\x1b[31mreason')", "ValueError: the  [31mreason"),
-    "memory": ("raise MemoryError('all used')", "MemoryError: all used"),
+    "segv": ("ctypes.string_at(0)", "SIGSEGV", "crashed"),
+    "abort": ("os.abort()", "SIGABRT", "crashed"),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL; out of memory?", "killed"),
+    "alarm": ("os.kill(os.getpid(), signal.SIGALRM)", "SIGALRM", "hung"),
+    "quit": ("os._exit(0)", "exit status 0 and no result", "ended-early"),
+    "leave": ("sys.exit(0)", "exit status 0 and no result", "ended-early"),
+    "rubbish": ("open('result.json', 'w').write('[1, 2'); os._exit(0)", "result is not JSON", "rubbish"),
+    "error": ("raise ValueError('the \\x1b[31mreason')", "ValueError: the  [31mreason", "error"),
+    "memory": ("raise MemoryError('all used')", "MemoryError: all used", "error"),
 }
 
 
 def test_no_fault_of_a_child_stops_the_others(artifact, images, tmp_path, monkeypatch):
     log = tmp_path / "log"
     note = f"with open({str(log)!r}, 'a') as f: f.write({{name!r}} + ' ')\n"
-    bodies = {name: note.format(name=name) + body for name, (body, _) in FAULTS.items()}
+    bodies = {name: note.format(name=name) + body for name, (body, *_) in FAULTS.items()}
     adapters(monkeypatch, tmp_path, **bodies)
     cells = [cell("good", artifact), *(cell(name, artifact, name) for name in FAULTS)]
     good, *faulty = bench.measure(cells, images, TIER, seed=0, scratch=tmp_path / "s")
-    assert good.failure == "" and len(good.visits) == TIER.rounds
-    for measurement, (_, expected) in zip(faulty, FAULTS.values(), strict=True):
+    assert (good.failure, good.failure_kind) == ("", "") and len(good.visits) == TIER.rounds
+    for measurement, (_, expected, kind) in zip(faulty, FAULTS.values(), strict=True):
         print(measurement.cell, "->", measurement.failure)
-        assert expected in measurement.failure
+        assert expected in measurement.failure and measurement.failure_kind == kind
         assert measurement.visits == ()
     assert sorted(log.read_text().split()) == sorted(FAULTS), "a failed cell was visited again"
+
+
+def test_a_cell_that_is_known_not_to_be_measurable_keeps_its_reason(artifact, images, tmp_path):
+    why = Failure("it answers otherwise", "refused")
+    cells = [dataclasses.replace(cell("bad", artifact), refused=why), cell("good", artifact)]
+    bad, good = bench.measure(cells, images, TIER, seed=0, scratch=tmp_path / "s")
+    assert (bad.failure, bad.failure_kind, bad.visits) == ("it answers otherwise", "refused", ())
+    assert not good.failure and facts.measurement_facts(bad, "")["failure_kind"] == "refused"
 
 
 def test_another_number_of_threads_than_was_asked_for_is_a_failed_cell(artifact, images, tmp_path, monkeypatch):
@@ -237,8 +248,9 @@ def test_another_number_of_threads_than_was_asked_for_is_a_failed_cell(artifact,
 @pytest.mark.parametrize("rubbish", ["[1, 2]", '"error"', "7", "{not json", "\0\0"])
 def test_rubbish_for_a_result_is_a_reason(rubbish, tmp_path):
     (tmp_path / "result.json").write_text(rubbish)
-    with pytest.raises(child.ChildFailed, match="the child's result is n"):
+    with pytest.raises(child.ChildFailed, match="the child's result is n") as caught:
         child._read_result(tmp_path / "result.json", tmp_path / "log", 0)
+    assert caught.value.how == "rubbish"
 
 
 def test_hanging_child_is_stopped_with_all_that_it_started(artifact, images, tmp_path, monkeypatch):
@@ -251,7 +263,7 @@ def test_hanging_child_is_stopped_with_all_that_it_started(artifact, images, tmp
     [measurement] = bench.measure(
         [cell("hang", artifact, "hang")], images, TIER, seed=0, scratch=tmp_path / "s", timeout_s=1.5
     )
-    assert measurement.failure == "no result within 1.5 s; stopped"
+    assert measurement.failure == "no result within 1.5 s; stopped" and measurement.failure_kind == "hung"
     assert [gone(pid) for pid in pids.read_text().split()] == [True, True]
 
 
@@ -371,21 +383,22 @@ def test_files_that_cannot_be_measured_are_rows_with_a_reason(artifact, images, 
     changed = artifact_of(tmp_path / "changed.onnx", model_bytes())
     changed.path.write_bytes(model_bytes(batch=1))
     cases = {
-        "malformed": (artifact_of(tmp_path / "bad.onnx", b"not a model"), "bad.onnx"),
-        "cut": (artifact_of(tmp_path / "cut.onnx", model_bytes()[:300]), "cut.onnx"),
-        "empty": (artifact_of(tmp_path / "empty.onnx", b""), "empty.onnx is empty"),
-        "missing": (dataclasses.replace(artifact, path=tmp_path / "no.onnx"), "cannot open"),
-        "pipe": (dataclasses.replace(artifact, path=tmp_path / "pipe.onnx"), "not a regular file"),
-        "changed": (changed, "not the file of its manifest"),
-        "other size": (dataclasses.replace(artifact, input_shape=(1, 8, 8)), "takes images of shape [1, 8, 8]"),
-        "other format": (dataclasses.replace(artifact, format="torch"), "reads onnx artifacts"),
+        "malformed": (artifact_of(tmp_path / "bad.onnx", b"not a model"), "bad.onnx", "error"),
+        "cut": (artifact_of(tmp_path / "cut.onnx", model_bytes()[:300]), "cut.onnx", "error"),
+        "empty": (artifact_of(tmp_path / "empty.onnx", b""), "empty.onnx is empty", "refused"),
+        "missing": (dataclasses.replace(artifact, path=tmp_path / "no.onnx"), "cannot open", "refused"),
+        "pipe": (dataclasses.replace(artifact, path=tmp_path / "pipe.onnx"), "not a regular file", "refused"),
+        "changed": (changed, "not the file of its manifest", "refused"),
+        "other size": (dataclasses.replace(artifact, input_shape=(1, 8, 8)), "images of shape [1, 8, 8]", "refused"),
+        "other format": (dataclasses.replace(artifact, format="torch"), "reads onnx artifacts", "refused"),
     }
-    cells = [cell("good", artifact), *(cell(name, bad) for name, (bad, _) in cases.items())]
+    cells = [cell("good", artifact), *(cell(name, bad) for name, (bad, *_) in cases.items())]
     good, *failed = bench.measure(cells, images, TIER, seed=0, scratch=tmp_path / "s")
     assert good.failure == "" and len(good.visits) == TIER.rounds
-    for measurement, (bad, expected) in zip(failed, cases.values(), strict=True):
+    for measurement, (bad, expected, kind) in zip(failed, cases.values(), strict=True):
         print(measurement.cell, "->", measurement.failure)
         assert expected in measurement.failure and measurement.visits == (), bad.path
+        assert measurement.failure_kind == kind, bad.path
         assert str(tmp_path / "s") not in measurement.failure, "a private path means nothing to the user"
 
 

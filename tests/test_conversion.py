@@ -12,7 +12,7 @@ from test_sandbox import granted
 from compress import catalog, conversion
 from compress.errors import Unmeasurable
 from compress.store import Store, file_digest
-from compress.types import Artifact
+from compress.types import Artifact, Failure
 
 ADAPTER = '''"""A runtime of the tests: its converter does what the test says."""
 
@@ -87,26 +87,30 @@ TOOLS = ("pip", "pip3", "uv", "conda")  # whose `--version` works wherever they 
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "said", "kind"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
-        ("os.abort()", "killed by SIGABRT"),
-        ("os._exit(0)", "exit status 0 and no result"),
-        ("time.sleep(60)", "no result within 3 s; stopped"),
-        ("raise ValueError('no kernel for the operator Celu')", "ValueError: no kernel for the operator Celu"),
-        ("pass", "without an error and without a file"),
-        ("made.write_bytes(bytes(2_000_000))", "OSError: .*File too large"),
-        ("[(folder / str(i)).write_bytes(bytes(900_000)) for i in range(9)]; time.sleep(60)", "it wrote .* GB"),
-        ("held = bytearray(b'1' * 400_000_000); time.sleep(60)", "GB of memory"),
-        ("made.write_bytes(b'x'); source.write_bytes(b'other')", "changed its input"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV", "crashed"),
+        ("os.abort()", "killed by SIGABRT", "crashed"),
+        ("os._exit(0)", "exit status 0 and no result", "ended-early"),
+        ("time.sleep(60)", "no result within 3 s; stopped", "hung"),
+        ("raise ValueError('no kernel for the operator Celu')", "ValueError: no kernel for the operator Celu", "error"),
+        ("pass", "without an error and without a file", "refused"),
+        ("made.write_bytes(bytes(2_000_000))", "OSError: .*File too large", "error"),
+        (
+            "[(folder / str(i)).write_bytes(bytes(900_000)) for i in range(9)]; time.sleep(60)",
+            "it wrote .* GB",
+            "killed",
+        ),
+        ("held = bytearray(b'1' * 400_000_000); time.sleep(60)", "GB of memory", "killed"),
+        ("made.write_bytes(b'x'); source.write_bytes(b'other')", "changed its input", "refused"),
         *[
-            (f"subprocess.run(['{name}', '--version'], check=True)", f"CalledProcessError: .*'{name}'")
+            (f"subprocess.run(['{name}', '--version'], check=True)", f"CalledProcessError: .*'{name}'", "error")
             for name in TOOLS
         ],
     ],
     ids=["segfault", "abort", "exit", "hang", "operator", "nothing", "file", "disk", "memory", "input", *TOOLS],
 )
-def test_a_converter_that_misbehaves_is_a_reason(store, artifact, tmp_path, monkeypatch, body, said):
+def test_a_converter_that_misbehaves_is_a_reason(store, artifact, tmp_path, monkeypatch, body, said, kind):
     monkeypatch.setattr(conversion, "TIMEOUT_S", 3.0 if "60" in body and "held" not in body else 60.0)
     monkeypatch.setattr(conversion, "FILE_BYTES", 1_000_000)
     monkeypatch.setattr(conversion, "FOLDER_BYTES", 5_000_000)
@@ -115,6 +119,7 @@ def test_a_converter_that_misbehaves_is_a_reason(store, artifact, tmp_path, monk
     with pytest.raises(Unmeasurable, match=said) as caught:
         conversion.converted(store, artifact, "made_up", plugin(tmp_path, body))
     assert str(store.root) not in caught.value.message, "a path of ours says nothing to the user"
+    assert conversion.failure_of(caught.value) == Failure(caught.value.message, kind)
     assert artifact.path.read_bytes() == before
     assert not any((store.root / "scratch").iterdir()), "nothing half-made is left"
     assert not list((store.root / "steps").rglob("manifest.json"))
@@ -163,8 +168,17 @@ def test_a_precision_that_a_runtime_does_not_take(store, artifact, tmp_path):
     import dataclasses
 
     given, other = plugin(tmp_path, "pass"), dataclasses.replace(artifact, precision="int8")
-    with pytest.raises(Unmeasurable, match="made_up takes no int8 file; it takes float32"):
+    with pytest.raises(Unmeasurable, match="made_up takes no int8 file; it takes float32") as caught:
         conversion.converted(store, other, "made_up", given)
+    assert conversion.failure_of(caught.value).kind == "refused"
+
+
+def test_a_runtime_that_is_not_here_is_unavailable(store, artifact, tmp_path):
+    (path,) = given = plugin(tmp_path, "pass")
+    path.write_text(path.read_text().replace('return ""', 'return "no such device"'))
+    with pytest.raises(Unmeasurable, match="no such device") as caught:
+        conversion.converted(store, artifact, "made_up", given)
+    assert conversion.failure_of(caught.value) == Failure("no such device", "unavailable")
 
 
 LABELS = np.arange(1000) % 10

@@ -146,7 +146,7 @@ def run(session, inputs):
     assert time.monotonic() - started < 60
     for one in found:
         print(one.failure)
-        assert "the ssh connection ended" in one.failure and not one.visits
+        assert "the ssh connection ended" in one.failure and not one.visits and one.failure_kind == "lost"
     pid = int(note.read_text())
     assert gone(lambda: not Path(f"/proc/{pid}").exists()), "the child goes on there"
     assert gone(lambda: not list((tmp_path / "far").iterdir()))
@@ -179,6 +179,7 @@ def test_a_runtime_that_is_not_there_is_a_row(there, artifact, images, tmp_path,
     monkeypatch.setattr(bench, "runtime_file", lambda name, plugins=(): adapter)
     (found,) = bench.measure([cell("a", artifact)], images, TIER, seed=0, scratch=tmp_path / "s", host=there)
     assert found.failure == "onnxruntime is not installed: pip install 'onnxruntime>=1.24'"
+    assert found.failure_kind == "unavailable"
     with pytest.raises(Unmeasurable, match="cannot run in ort_cpu: onnxruntime is not installed"):
         bench.answers(artifact, "ort_cpu", images, threads=1, scratch=tmp_path / "s", host=there)
 

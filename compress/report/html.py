@@ -20,6 +20,7 @@ from compress.report import (
     plots_roofline,
     plots_stages,
     plots_tree,
+    rows_pruning,
     tables,
     tables_converted,
     tables_corruptions,
@@ -187,7 +188,7 @@ def _stages(document: dict[str, Any], labels: Labels) -> Markup | None:
     layers = plots_pruning.sensitivity(document)
     pruning = layers and _figure(
         "How much hangs on each layer, and how much of it went",
-        words.SENSITIVITY,
+        f"{words.SENSITIVITY} {'; '.join(rows_pruning.around(document)).capitalize()}.",
         layers,
         keys.line_key(plots_pruning.shares(document)),
     )

@@ -223,7 +223,7 @@ def _paced_lines(document: dict[str, Any]) -> list[str]:
             "of back to back",
             f"p99 {fmt.shown(row['p99_ns'], fmt.latency)}",
             f"late {fmt.percent_interval(row['late_fraction'])} of {fmt.count(row['queries'])}, "
-            f"at most {row['longest_late_run']} in a row",
+            f"at most {fmt.count(row['longest_late_run'])} in a row",
         ]
         where = f"{row['runtime']}, {fmt.threads(row['threads'])}"
         lines.append(f"- **{escaped(row['stage'])}** in {escaped(where)}: {escaped('; '.join(said))}")

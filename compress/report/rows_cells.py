@@ -295,6 +295,7 @@ def _row(facts: dict[str, Any], measurement: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         **{key: measurement[key] for key in identity},
+        "failure_kind": measurement.get("failure_kind", ""),  # reports of earlier versions have none
         "role": artifact.get("role", "student"),
         "flags": [] if reason else flags(measurement),
         "size_bytes": artifact.get("size_bytes"),

@@ -36,13 +36,21 @@ def in_words(stage: dict[str, Any]) -> list[str]:
     ]
 
 
+def around(document: dict[str, Any]) -> list[str]:
+    """The whole network beside those with something masked, and how many layers stayed whole, where some did."""
+    stage = pruned_stage(document)
+    if stage is None:
+        return []
+    whole, stays = stage["pruning"][0]["sensitivity"], stage["pruning"][0]["stays"]
+    kept = [f"{len(stays)} layers keep their widths, since a removal cannot be followed there"] if stays else []
+    return [f"all channels: {fmt.percent(whole['correct'] / whole['images'])} of {fmt.count(whole['images'])} images",
+            *kept]  # fmt: skip
+
+
 def lines(document: dict[str, Any], most: int = 5) -> list[str]:
     """The most sensitive layers for the Markdown report, and what stayed whole."""
     stage = pruned_stage(document)
     if stage is None:
         return []
-    stays = stage["pruning"][0]["stays"]
-    kept = [f"{len(stays)} layers keep their widths, since a removal cannot be followed there"] if stays else []
-    whole = stage["pruning"][0]["sensitivity"]
-    return [f"all channels: {fmt.percent(whole['correct'] / whole['images'])} of {whole['images']} images",
-            *in_words(stage)[:most], *kept]  # fmt: skip
+    whole, *kept = around(document)
+    return [whole, *in_words(stage)[:most], *kept]
