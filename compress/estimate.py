@@ -20,22 +20,22 @@ def seconds_of(job: Job, store: Store) -> dict[str, float]:
             seconds[stage_name(number)] = recipe.teacher_epochs * len(job.splits.train.labels) * trained
     learners = {f"assistant-{i}": entry for i, entry in enumerate(job.assistants, 1)}
     learners |= {f"peer-{i}": entry for i, entry in enumerate(job.peers, 1)} | {"distilled": job.student}
-    asked, per_image = _Asked(job, asked_in_all * images), 0.0
+    taught, per_image = _Asked(job, asked_in_all * images), 0.0
     for stage, entry in learners.items():
         network = training_steps.build(job, entry.spec, job.transfer.mean, job.transfer.std, recipe.seed)
         per_image = _seconds_per_image(choose_execution(job, store, network, frozen=False, threads=threads))
-        seconds[stage] = recipe.epochs * images * per_image + asked.seconds(recipe.epochs)
+        seconds[stage] = recipe.epochs * images * per_image + taught.seconds(recipe.epochs)
     for number in range(1, recipe.generations + 1):
         # its teacher is the student before, whose way forward is about a third of a step
         seconds[f"generation-{number}"] = recipe.epochs * images * per_image * 4 / 3
     if job.pruner:
         sparse = hasattr(job.pruner.module, "penalty") and (job.pruner.config.epochs or recipe.recover_epochs)
-        epochs = recipe.recover_epochs + sparse
-        seconds["pruned"] = epochs * images * per_image + asked.seconds(epochs)
+        recovery = recipe.recover_epochs + sparse
+        seconds["pruned"] = recovery * images * per_image + taught.seconds(recovery)
     if job.quantizer and hasattr(job.quantizer.module, "RUNGS"):  # it trains for sure; a ladder, only at its end
         # through the rounding a step takes about as long again, and the float file answers beside it
         epochs = qat_steps.epochs(job)
-        seconds[job.quantizer.module.PRECISION] = epochs * images * 2 * per_image + asked.seconds(epochs)
+        seconds[job.quantizer.module.PRECISION] = epochs * images * 2 * per_image + taught.seconds(epochs)
     tier = bench.TIERS[recipe.tier]
     made = [stage for stage in seconds if not stage.startswith("teacher")]
     extra = (recipe.generations > 1) + bool(recipe.transfer_lacks)  # the mean of generations; the corrected student
