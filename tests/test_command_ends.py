@@ -50,7 +50,7 @@ def tree() -> dict[str, bytes]:
 
 
 RUNS = "next   compress run --dry-run"
-VERDICT = r"student.int8.onnx against student.onnx: (kept|lost|undecided), [+-].* points \(.*\); allowed to lose 1"
+VERDICT = r"student.int8.onnx against student.onnx: (kept|lost|undecided), [-+\d.]+ points \(.*\); allowed to lose 1"
 ENDS = [
     ("list methods fitnet", 0, [f"{RUNS} --kd fitnet"]),
     ("list data digits", 0, [f"{RUNS} --data digits"]),
@@ -60,7 +60,10 @@ ENDS = [
     ("list nets torchvision:resnet18", 0, [f"{RUNS} --student torchvision:resnet18"]),
     ("list recipe", 0, [f"{RUNS} --set KEY=VALUE"]),
     ("list targets", 0, [f"{RUNS} --target NAME"]),
-    ("list nets mlp:depth=1,hidden=8 --input 1x8x8 --classes 10", 0, [f"{RUNS} --student mlp:depth=1,hidden=8"]),
+    pytest.param(
+        "list nets mlp:depth=1,hidden=8 --input 1x8x8 --classes 10", 0, [f"{RUNS} --student mlp:depth=1,hidden=8"],
+        marks=pytest.mark.slow,
+    ),
     ("explain", 0, ["next   compress explain CODE"]),
     ("explain --json", 0, ["next   compress explain CODE"]),
     ("explain E-DEVICE", 0, ["next   compress doctor"]),
@@ -79,7 +82,9 @@ ENDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "code", "last"), ENDS, ids=[line.replace(str(ROOT), "") for line, _, _ in ENDS])
+@pytest.mark.parametrize(
+    ("line", "code", "last"), ENDS, ids=lambda value: value.replace(str(ROOT), "") if isinstance(value, str) else ""
+)
 def test_a_command_ends_with_what_it_wrote_the_verdict_and_the_next(compress, line, code, last):
     done = compress(*line.split())
     assert done.returncode == code
@@ -136,8 +141,8 @@ def test_a_folder_that_may_not_be_written_is_refused_before_the_work(compress, m
     """The system says so of other users' folders, and to all but root of one whose bits forbid it."""
     Path("shut").mkdir()
     Path("shut", "mine.txt").write_text("mine")
-    before, shut, real = tree(), Path("shut").resolve(), os.access
-    monkeypatch.setattr(os, "access", lambda path, *mode: Path(path).resolve() != shut and real(path, *mode))
+    before, shut = tree(), Path("shut").resolve()
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path).resolve() == shut))
     done = compress(*line.format("shut").split())
     assert done.returncode == 1 and tree() == before
     assert re.match(r"error\[E-WRITE\]: the output folder \S*shut is not writable\n  hint: name a wri", done.stderr)

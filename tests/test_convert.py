@@ -183,7 +183,7 @@ def test_bench_and_eval_convert_what_a_runtime_needs(store, tmp_path, monkeypatc
     file = str(RUN / "student.onnx")
     judged = CliRunner().invoke(group, ["eval", file, "--data", "digits", "--runtime", "mnn", "--json"])
     reference = CliRunner().invoke(group, ["eval", file, "--data", "digits", "--json"])
-    rows = [json.loads(done.output[done.output.index("[") :])[0] for done in (judged, reference)]
+    rows = [json.loads(done.stdout)[0] for done in (judged, reference)]
     assert rows[0]["runtime"] == "mnn" and rows[0]["correct"] == rows[1]["correct"] and rows[0]["n"] == 359
     wanted = ["bench", file, "--synthetic", "--tier", "smoke", "--runtimes", "mnn,ort_cpu", "--out", str(tmp_path)]
     done = CliRunner().invoke(group, wanted)
