@@ -12,7 +12,6 @@ from pathlib import Path
 
 from compress import debian, kit_folder
 from compress.errors import CompressError
-from compress.runtimes import litert
 from compress.store import Store
 
 MANIFEST = "kit.json"
@@ -52,16 +51,16 @@ def packages(kit: Path) -> dict[str, str]:
         return {}
 
 
-def build(folder: Path, *, tell: Callable[[str], None] = print) -> None:
-    """Makes the kit `folder`, complete or not at all: a virtual environment with the converter, proved by importing it.
-    Leaves 6.6 GB, because of torch, and takes three minutes. Raises CompressError.
+def build(folder: Path, converter: str, *, tell: Callable[[str], None] = print) -> None:
+    """Makes the kit `folder`, complete or not at all: a virtual environment with the `converter`, as pip names it,
+    proved by importing it. Leaves 6.6 GB, because of torch, and takes three minutes. Raises CompressError.
     """
     with kit_folder.made(folder, NEEDED_BYTES) as (kit, work):
         tell("a virtual environment")
         _step([sys.executable, "-m", "venv", str(kit)], work, _VENV_HINT)
-        tell(f"{litert.CONVERTS_WITH} and what it needs: 6.6 GB because of torch")
+        tell(f"{converter} and what it needs: 6.6 GB because of torch")
         pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
-        _step([str(python(kit)), *pip, litert.CONVERTS_WITH, *BESIDE], work, _INDEX_HINT)
+        _step([str(python(kit)), *pip, converter, *BESIDE], work, _INDEX_HINT)
         tell("importing it")
         # it may move then: only its interpreter is started, never a script that names its old place
         _step([str(python(kit)), "-I", "-c", _INSTALLED, str(kit / MANIFEST)], work, _INDEX_HINT)

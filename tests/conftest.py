@@ -15,7 +15,7 @@ LONGEST = (
     "test_convert", "test_pipeline", "test_prune", "test_nets_mobile", "test_arm64_emulated", "test_nets_exported",
     "test_screen", "test_adb", "test_page", "test_pruning_steps", "test_resume", "test_nets", "test_runtimes",
     "test_taps", "test_export", "test_ladder", "test_readme", "test_web", "test_bench", "test_schedules", "test_cli",
-    "test_qat", "test_quantize_file", "test_bench_extras",
+    "test_qat", "test_quantize_file", "test_bench_extras", "test_photos",
 )  # fmt: skip
 
 

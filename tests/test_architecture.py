@@ -1,6 +1,7 @@
 """Who may import whom, how fast the command line starts, and how much a reader has to hold in the head."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,13 @@ VOCABULARY = {"types", "config", "catalog", "errors", "stats", "environment"}
 STEPS = {"distill", "prune", "export", "evaluate", "bench"}
 # what may use steps, and is used by the command line only
 CONDUCTORS = {
-    "training_steps", "artifact_steps", "live_teachers", "schedules", "estimate", "candidates", "costs", "screen",
-    "pipeline", "publish", "pruning_steps", "chain", "rehearsal", "run_measurements", "payoff", "ladder",
-    "quantize_file", "int8_steps", "qat_steps", "judge", "conversion", "runtime_files", "convert_file", "app_folder",
-    "arm64_verify", "probing",
+    "training_steps", "artifact_steps", "schedules", "estimate", "candidates", "costs", "screen", "pipeline",
+    "publish", "pruning_steps", "chain", "rehearsal", "run_measurements", "payoff", "ladder", "quantize_file",
+    "int8_steps", "qat_steps", "judge", "conversion", "runtime_files", "convert_file", "app_folder", "arm64_verify",
+    "probing", "facts", "files", "measuring", "mutual", "robustness", "sensitivity",
 }  # fmt: skip
+# the package itself gives `compress.run` to Python's users
+FACES = {"cli", "__main__", "__init__"}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "sklearn", "torch_pruning", "onnxscript"}
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
@@ -32,11 +35,27 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Every module that the file imports; names imported from `compress` or a package of it count as modules."""
+MODULES = {name_of(path).removesuffix(".__init__") for path in FILES}
+# What no list names lies below the entries, where the least is allowed: a new module begins there.
+TOP_LEVEL = {name_of(path).partition(".")[0] for path in FILES}
+BELOW_ENTRIES = TOP_LEVEL - VOCABULARY - set(KINDS) - STEPS - CONDUCTORS - FACES
+LAYERS = (VOCABULARY, BELOW_ENTRIES, set(KINDS), STEPS, CONDUCTORS, FACES)  # the lowest first
+
+
+def height(name: str) -> int:
+    """The layer of a module, by its name below `compress`."""
+    (found,) = [number for number, layer in enumerate(LAYERS) if name.partition(".")[0] in layer]
+    return found
+
+
+@functools.cache
+def imported(path: Path, *, lazily: bool = True, for_types: bool = True) -> set[str]:
+    """Every module that the file imports; names imported from `compress` or a package of it count as modules. Without
+    `lazily` those inside functions are left out, without `for_types` those that only type checkers read.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found: set[str] = set()
-    for node in _statements(tree) if top_level_only else ast.walk(tree):
+    for node in _statements(tree, lazily, for_types):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -45,27 +64,44 @@ def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
     return found
 
 
-def _statements(tree: ast.AST):
-    """What runs when the module is imported: not the bodies of functions, not what only type checkers read."""
+def _statements(tree: ast.AST, lazily: bool, for_types: bool):
     for node in ast.iter_child_nodes(tree):
         yield node
         checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not checking:
-            yield from _statements(node)
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if (lazily or not function) and (for_types or not checking):
+            yield from _statements(node, lazily, for_types)
 
 
 def ours(path: Path, **options: bool) -> set[str]:
     """The modules of this package that the file imports, as names below `compress`."""
-    existing = {name_of(file).removesuffix(".__init__") for file in FILES}
     below = {name.removeprefix("compress.") for name in imported(path, **options) if name.startswith("compress.")}
-    return below & existing
+    return below & MODULES
 
 
 def test_the_reader_of_imports_sees_them() -> None:
     assert {"train", "taps", "network"} <= ours(PACKAGE / "distill.py")
-    assert "torch" in imported(PACKAGE / "plan.py") and "torch" not in imported(
-        PACKAGE / "plan.py", top_level_only=True
-    )
+    assert "torch" in imported(PACKAGE / "plan.py") and "torch" not in imported(PACKAGE / "plan.py", lazily=False)
+    assert "chain" in ours(PACKAGE / "facts.py") and "chain" not in ours(PACKAGE / "facts.py", for_types=False)
+
+
+def test_every_module_belongs_to_one_layer() -> None:
+    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS)), "a name stands in two lists"
+    assert set().union(*LAYERS) == TOP_LEVEL, "a list names what is not there"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_module_imports_one_of_a_higher_layer(path: Path) -> None:
+    """Neither inside a function nor for a type: what is below must be understood without what is above."""
+    name = name_of(path)
+    higher = {other for other in ours(path) if height(other) > height(name)}
+    assert not higher, f"{name} imports {higher}: does it lie too low, or do they?"
+
+
+@pytest.mark.parametrize("name", sorted(CONDUCTORS))
+def test_conductors_use_steps(name: str) -> None:
+    """Else they lie lower, where less is allowed."""
+    assert any(height(other) >= height("distill") for other in ours(PACKAGE / f"{name}.py"))
 
 
 @pytest.mark.parametrize("name", sorted(VOCABULARY))
@@ -96,7 +132,8 @@ def test_nothing_imports_the_command_line_but_itself() -> None:
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    graph = {name_of(path).removesuffix(".__init__"): ours(path, top_level_only=True) for path in FILES}
+    # inside functions neither: a type may be named in a circle, since nothing is imported for it
+    graph = {name_of(path).removesuffix(".__init__"): ours(path, for_types=False) for path in FILES}
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:

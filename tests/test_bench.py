@@ -18,10 +18,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress import bench, child, facts, worker
+from compress import bench, child, environment, facts, files, measuring, report, worker
 from compress.errors import InputRejected, Unmeasurable, UsageError
 from compress.report import rows_cells
-from compress.types import Artifact, Failure
+from compress.store import Store
+from compress.types import SINGLE_STREAM, Artifact, Failure
 
 TIER = bench.Tier(name="test", rounds=2, warmup_runs=3, warmup_s=0.01, block_s=0.02)
 CLASSES = ("a", "b", "c", "d", "e")
@@ -162,6 +163,55 @@ def test_order_is_seeded_and_differs_between_rounds():
     assert all(sorted(order) == list(range(6)) for order in orders)
     assert len({tuple(order) for order in orders}) > 4
     assert orders != [bench.visit_order(4, number, 6) for number in range(8)]
+
+
+# A query takes as long as its input says: the times tell which inputs were asked, in which order.
+SIMULATED = """
+def timed(session, inputs):
+    import zlib
+    return 10_000_000 + zlib.crc32(inputs.tobytes()) % 1_000_000, 0
+"""
+# what clocks and the machine say; all else in a report comes from the seed and the files
+MEASURED = {
+    "started", "import_ns", "load_ns", "load_cold_ns", "cold", "first_inference_ns", "block_ns", "visit_ns", "timer_ns",
+    "cpu_ns_per_inference", "involuntary_switches",
+}  # fmt: skip
+
+
+def without_measured(value):
+    if isinstance(value, dict):
+        return {key: without_measured(each) for key, each in value.items() if key not in MEASURED}
+    return [without_measured(each) for each in value] if isinstance(value, list) else value
+
+
+def test_one_seed_gives_one_report_but_for_what_is_measured(artifact, images, tmp_path, monkeypatch):
+    """BT-14: the same bytes; and another seed has another order of visits and of inputs."""
+    adapters(monkeypatch, tmp_path, simulated="pass")
+    with (tmp_path / "simulated.py").open("a") as file:
+        file.write(SIMULATED)
+    # a machine that nobody else uses, which this one may not be
+    for name, quiet in (("load_average", 0.0), ("throttled_periods", 0), ("cpu_ticks", (0, 1))):
+        monkeypatch.setattr(environment, name, lambda quiet=quiet: quiet)
+    tier = dataclasses.replace(TIER, name="simulated", rounds=3, warmup_s=0.0, block_s=0.0, extra_rounds=0)
+    monkeypatch.setitem(bench.TIERS, tier.name, tier)
+    artifacts = [artifact, artifact_of(tmp_path / "other.onnx", model_bytes(batch=1), stage="other")]
+    pairs, store = [(each, "simulated") for each in artifacts], Store(tmp_path / "store")
+
+    def measured(seed):
+        found = measuring.latency(pairs, ("1",), images, tier.name, seed, store)
+        document = files.document(
+            artifacts, [facts.measurement_facts(each, measuring.twin_of(each)) for each in found], command="bench",
+            tier=tier.name, seed=seed, image_count=len(images), data_note="noise", scenario=SINGLE_STREAM,
+            environment=child.HERE.environment(),
+        )  # fmt: skip
+        return without_measured(json.loads(report.to_json(document)))
+
+    first, again, other = measured(3), measured(3), measured(4)
+    assert [row["failure"] for row in first["measurements"]] == ["", "", ""]
+    assert json.dumps(first) == json.dumps(again)
+    for key in ("position", "quantiles_ns"):
+        told = [[visit[key] for row in each["measurements"] for visit in row["visits"]] for each in (first, other)]
+        assert told[0] != told[1], key
 
 
 def test_queries_are_seeded_real_images_in_new_buffers(images):

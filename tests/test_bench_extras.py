@@ -160,7 +160,9 @@ def run(session, inputs):
 
 
 def test_what_is_timed_answers_as_what_is_judged(artifact, images, tmp_path, monkeypatch):  # noqa: F811
-    """BT-16: of 256 queries of a timed run, the very bits that the accuracy run gives for these images."""
+    """BT-16: of 256 queries of a timed run, the very bits that the accuracy run gives for these images:
+    ONNX Runtime sums the products of an image in one order, whatever the batch.
+    """
     place = tmp_path / "kept.npz"
     source = RECORDING.format(place=str(place))
     (tmp_path / "recording.py").write_text(source)
@@ -172,9 +174,9 @@ def test_what_is_timed_answers_as_what_is_judged(artifact, images, tmp_path, mon
     kept = np.load(place)
     asked = np.rint(kept["inputs"].transpose(0, 2, 3, 1) * 255).astype(np.uint8)
     assert len(np.unique(asked.reshape(256, -1), axis=0)) > 32, "different images"
-    monkeypatch.setattr(bench, "ANSWER_BATCH", 1)
+    assert 1 < bench.ANSWER_BATCH < len(asked), "many images at once, as always, where the timed run asked one"
     judged = bench.answers(artifact, "ort_cpu", asked, threads=1, scratch=tmp_path / "s")
-    assert judged.tobytes() == kept["logits"].tobytes()
+    assert judged.tobytes() == kept["logits"].tobytes(), np.abs(judged - kept["logits"]).max()
 
 
 IN_A_GROUP = """

@@ -52,12 +52,12 @@ def test_a_kit_has_the_converter_with_the_torch_that_it_wants(index, tmp_path, m
     assert litert.kit() == tmp_path / "kit"
     assert doctor.notes(litert, "2.3.0") == [f"converts in the environment {tmp_path / 'kit'}"]
     with pytest.raises(CompressError, match="exists already"):
-        litert_kit.build(tmp_path / "kit")
+        litert_kit.build(tmp_path / "kit", litert.CONVERTS_WITH)
 
 
 def test_what_pip_cannot_find_leaves_nothing(index, tmp_path):
     with pytest.raises(CompressError, match="No matching distribution found for litert-torch") as caught:
-        litert_kit.build(tmp_path / "kit", tell=lambda text: None)
+        litert_kit.build(tmp_path / "kit", litert.CONVERTS_WITH, tell=lambda text: None)
     print(caught.value)
     assert caught.value.code == "E-PIP" and [path.name for path in tmp_path.iterdir()] == ["wheels"]
 
@@ -65,7 +65,7 @@ def test_what_pip_cannot_find_leaves_nothing(index, tmp_path):
 def test_too_little_room_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(litert_kit, "NEEDED_BYTES", 10**18)
     with pytest.raises(CompressError, match="MB left; the kit needs"):
-        litert_kit.build(tmp_path / "kit")
+        litert_kit.build(tmp_path / "kit", litert.CONVERTS_WITH)
 
 
 def test_a_kit_that_is_no_more_is_none(tmp_path):
@@ -86,7 +86,7 @@ def test_a_python_without_venv_says_how_to_have_it(tmp_path, monkeypatch):
     monkeypatch.setattr(litert_kit, "NEEDED_BYTES", 10**8)
     monkeypatch.setattr(litert_kit.sys, "executable", "/bin/false")
     with pytest.raises(CompressError, match="exit status 1") as caught:
-        litert_kit.build(tmp_path / "kit", tell=lambda text: None)
+        litert_kit.build(tmp_path / "kit", litert.CONVERTS_WITH, tell=lambda text: None)
     assert "apt install python3-venv" in caught.value.hint and not list(tmp_path.iterdir())
 
 

@@ -66,9 +66,10 @@ def _web(folder: Path | None) -> None:
 
 def _litert(folder: Path | None) -> None:
     from compress import litert_kit
+    from compress.runtimes import litert
 
     place = folder or litert_kit.default_folder()
-    litert_kit.build(place, tell=_tell)
+    litert_kit.build(place, litert.CONVERTS_WITH, tell=_tell)
     click.echo(place)
     options.next_step("compress", "convert", "models/RUN", "--to", "litert", "--out", "app")
 
