@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from test_bench import TIER, artifact, cell, gone, images  # noqa: F401 (fixtures)
 from test_report import make_facts
@@ -13,8 +14,8 @@ from test_report import make_facts
 from compress import bench, catalog, conversion, report
 from compress.errors import InputRejected
 from compress.report.schema import schema
-from compress.store import Store
-from compress.types import FailureKind
+from compress.store import Store, folder_digest
+from compress.types import Artifact, FailureKind
 
 # The runtime's own file but for `run`, which answers first: its library and its threads are at work by then. What it
 # starts, and it itself, are noted.
@@ -41,7 +42,44 @@ FAULTS = {
     # as the kernel does it to the largest process when there is no memory left
     "memory": ("held = bytearray(64 << 20); os.kill(os.getpid(), signal.SIGKILL)", "killed"),
 }
-RUNTIMES = ("ort_cpu", "openvino", "ncnn", "mnn")
+RUNTIMES = ("ort_cpu", "openvino", "ncnn", "litert")
+
+
+def tflite() -> bytes:
+    """A fully connected layer as LiteRT reads it: its converter would take longer than all else here."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as made
+
+    weights = np.random.default_rng(0).normal(size=(5, 192)).astype(np.float32)
+    shapes = {"input": [1, 3, 8, 8], "weights": [5, 192], "logits": [1, 5]}
+    tensors = [
+        made.TensorT(shape=shape, type=made.TensorType.FLOAT32, buffer=1 + (name == "weights"), name=name)
+        for name, shape in shapes.items()
+    ]
+    kind = made.BuiltinOperator.FULLY_CONNECTED
+    operator = made.OperatorT(
+        inputs=[0, 1, -1], outputs=[2], builtinOptionsType=made.BuiltinOptions.FullyConnectedOptions,
+        builtinOptions=made.FullyConnectedOptionsT(),
+    )  # fmt: skip
+    model = made.ModelT(
+        version=3,
+        operatorCodes=[made.OperatorCodeT(builtinCode=kind, deprecatedBuiltinCode=kind, version=1)],
+        subgraphs=[made.SubGraphT(tensors=tensors, inputs=[0], outputs=[2], operators=[operator])],
+        buffers=[made.BufferT(), made.BufferT(), made.BufferT(data=weights.view(np.uint8).ravel())],
+    )
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def readable_by(runtime: str, artifact: Artifact, folder: Path) -> Artifact:  # noqa: F811
+    """The artifact, or another of its shape, in the runtime's own format."""
+    if runtime != "litert":
+        return conversion.converted(Store(folder / "store"), artifact, runtime)[0]
+    made = folder / "made"
+    made.mkdir()
+    (made / "model.tflite").write_bytes(tflite())
+    return dataclasses.replace(artifact, path=made, format="tflite", digest=folder_digest(made))
 
 
 def children() -> set[int]:
@@ -64,7 +102,7 @@ def test_a_runtime_that_dies_or_hangs_is_a_typed_row_and_leaves_nothing_behind(
     module = catalog.load("runtimes", runtime).module
     if reason := module.unavailable():
         pytest.skip(reason)
-    made, _ = conversion.converted(Store(tmp_path / "store"), artifact, runtime)
+    made = readable_by(runtime, artifact, tmp_path)
     files, note, own = {}, tmp_path / "pids", bench.runtime_file
     for fault, (body, _) in FAULTS.items():
         name = f"{runtime} {fault}"  # of its own: what a name can do is asked once a process
@@ -86,7 +124,7 @@ def test_a_runtime_that_dies_or_hangs_is_a_typed_row_and_leaves_nothing_behind(
     # all have answered; on a slow machine the one of little time need not have come so far
     assert 2 * (len(FAULTS) - 1) <= len(pids) <= 2 * len(FAULTS)
     assert [gone(pid) for pid in pids] == [True] * len(pids)
-    assert children() == before, "a process that ended was not collected"
+    assert children() <= before, "a process that ended was not collected"
 
 
 def test_a_report_holds_the_kind_and_takes_no_other_word(tmp_path) -> None:

@@ -90,6 +90,7 @@ def test_accuracy_is_of_every_report_image_and_says_why_where_there_is_none(fini
     assert by_place["teacher", "ort_cpu"]["correct"] / 359 > 0.9
     cuda = [m for m in document["measurements"] if m["runtime"] == "ort_cuda"]
     assert all(m["failure"] or m["visits"][0]["effective"]["providers"][0].startswith("CUDA") for m in cuda)
+    assert all(m["failure_kind"] == ("unavailable" if m["failure"] else "") for m in cuda)
     twins = [m for m in document["measurements"] if m["control"]]
     assert len(twins) == 1 and twins[0]["twin_of"] == "teacher/ort_cpu/1"
 
