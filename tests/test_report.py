@@ -366,6 +366,8 @@ def test_rounds_that_are_not_valid_decide_no_ratio(facts, stage):
     gates = {g["name"]: g for g in report.document_of(facts)["derived"]["verdict"]["gates"]}
     assert gates["latency"]["status"] == "inconclusive" and gates["size"]["status"] == "pass"
     assert f"{stage}/ort_cpu/1 is not valid: other virtual machines took 30.0 %" in gates["latency"]["value"]
+    said = report.document_of(facts)["derived"]["verdict"]["sentence"]
+    assert "in the same runtime, by rounds that are not valid, " in said
     results = html.render(report.document_of(facts)).partition("Results of each cell")[2].partition("</table>")[0]
     assert results.count("invalid") == 1
 

@@ -39,10 +39,14 @@ def _speed_gate(speedup: Estimate | None, other: str) -> dict[str, str]:
     return _gate("latency", limit, f"{speedup['verdict']}: {fmt.ratio_interval(speedup)}", status)
 
 
-def _believed(gate: dict[str, str], cells: list[dict[str, Any]]) -> dict[str, str]:
-    """A gate on a ratio of latencies, which nothing decides where the rounds of one of its cells are not valid."""
+def _not_valid(cells: list[dict[str, Any]]) -> list[str]:
+    """Which cells' rounds are not valid, and why."""
     broken = {c["cell"]: [f["text"] for f in c["flags"] if f["severity"] == "invalid"] for c in cells}
-    why = [f"{cell} is not valid: {'; '.join(texts)}" for cell, texts in broken.items() if texts]
+    return [f"{cell} is not valid: {'; '.join(texts)}" for cell, texts in broken.items() if texts]
+
+
+def _believed(gate: dict[str, str], why: list[str]) -> dict[str, str]:
+    """A gate on a ratio of latencies, which nothing decides where the rounds of one of its cells are not valid."""
     if not why or gate["status"] not in ("pass", "fail"):
         return gate
     return {**gate, "status": "inconclusive", "value": f"{gate['value']}; {'; '.join(why)}"}
@@ -105,14 +109,16 @@ def _accuracy_words(row: dict[str, Any] | None) -> str:
 
 
 def _sentence(
-    name: str, other: str, cell: dict[str, Any] | None, size: Estimate, row: dict[str, Any] | None, judged: bool
+    name: str, other: str, cell: dict[str, Any] | None, size: Estimate, row: dict[str, Any] | None, judged: bool,
+    valid: bool,
 ) -> str:  # fmt: skip
-    """`judged`: whether accuracies were asked for."""
+    """`judged`: whether accuracies were asked for; `valid`: whether the rounds can be believed."""
     top1 = [_accuracy_words(row)] if judged else []
     smaller = [] if size["value"] is None else [_size_words(size)]
     if cell and cell["speedup_same_runtime"]["value"] is not None:
         where = f"{name} on {cell['runtime']} ({fmt.threads(cell['threads'])})"
-        compared = ", ".join([_speed_words(cell["speedup_same_runtime"], other), *smaller])
+        faster = _speed_words(cell["speedup_same_runtime"], other) + ("" if valid else ", by rounds that are not valid")
+        compared = ", ".join([faster, *smaller])
         return f"{where} is {', and '.join([compared, *top1])}."
     why = cell["speedup_same_runtime"]["reason"] if cell else "the shipped artifact was not timed"
     rest = ", and ".join([*(f"it is {words}" for words in smaller), *top1])
@@ -145,7 +151,7 @@ def verdict(
     `reasons` (gates not passed).
     """
     against = cell["speedup_same_runtime"].get("against") if cell else None
-    pair = [c for c in cells if c is cell or c["cell"] == against]
+    doubts = _not_valid([c for c in cells if c is cell or c["cell"] == against])
     limits = limit_gates(facts, cell)
     first, name, judged = teacher_stage(facts), shipped_name(facts), bool(facts["accuracy"])
     other = TEACHER if facts["stages"] else (artifact_at(facts, first) or {"file": first})["file"]
@@ -153,12 +159,12 @@ def verdict(
         name, other = facts["shipped"], first
     compared = [
         *([_accuracy_gate(accuracy, margin_fraction(facts))] if judged else []),
-        _believed(_speed_gate(cell["speedup_same_runtime"] if cell else None, other), pair),
+        _believed(_speed_gate(cell["speedup_same_runtime"] if cell else None, other), doubts),
         _size_gate(size, other),
     ]
     alone = facts["shipped"] == first
     gates = [*([] if alone else compared), *limits, _aa_gate(aa), _tier_gate(facts["run"]["tier"])]
-    sentence = _alone(name, cell) if alone else _sentence(name, other, cell, size, accuracy, judged)
+    sentence = _alone(name, cell) if alone else _sentence(name, other, cell, size, accuracy, judged, not doubts)
     return {
         "sentence": sentence + limit_sentence(limits),
         "status": _status(gates),
