@@ -82,10 +82,12 @@ def measured(tier: bench.Tier, seed: int, store: Store) -> dict[str, Any]:
     failed = next((m for m in (null, *found) if m.failure), None)
     if failed:
         raise Unmeasurable(f"{failed.cell} could not be measured: {failed.failure}")
+    here = environment.capture()
     medians = {m.cell: [float(np.median(visit["samples_ns"])) for visit in m.visits] for m in found}
     null_ns = [float(np.median(visit["samples_ns"])) for visit in null.visits]
     return {
-        "begun": begun, "cpu_model": environment.capture().cpu_model, "tier": tier.name, "seconds": round(seconds, 1),
+        "begun": begun, "cpu_model": here.cpu_model, "isa": list(here.isa), "tier": tier.name,
+        "seconds": round(seconds, 1),
         "parent_cpu_share": watch.cpu_s / watch.waited_s, "null_ns": record.spread(null_ns),
         "round_medians_ns": medians,
     }  # fmt: skip
@@ -112,12 +114,15 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, An
 
 
 def apart(runs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The last run, and the latest before it that is an hour older, of the same tier and on such a CPU."""
-    last = runs[-1]
-    for run in reversed(runs[:-1]):
-        older = datetime.fromisoformat(last["begun"]) - datetime.fromisoformat(run["begun"])
-        if older >= APART and all(run[key] == last[key] for key in ("tier", "cpu_model")):
-            return run, last
+    """The latest two runs of the same tier on such a machine with an hour between them; processors of one name may
+    have other instructions.
+    """
+    for index in reversed(range(len(runs))):
+        last = runs[index]
+        for run in reversed(runs[:index]):
+            older = datetime.fromisoformat(last["begun"]) - datetime.fromisoformat(run["begun"])
+            if older >= APART and all(run.get(key) == last.get(key) for key in ("tier", "cpu_model", "isa")):
+                return run, last
     return None
 
 
