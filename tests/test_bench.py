@@ -174,6 +174,7 @@ def timed(session, inputs):
 # what clocks and the machine say; all else in a report comes from the seed and the files
 MEASURED = {
     "started", "import_ns", "load_ns", "load_cold_ns", "cold", "first_inference_ns", "block_ns", "visit_ns", "timer_ns",
+    "harness_ns",
     "cpu_ns_per_inference", "involuntary_switches",
 }  # fmt: skip
 

@@ -170,7 +170,7 @@ def whole() -> dict[str, Any]:
         for visit in measurement["visits"]:
             # many enough for p99.9, and for numbers of four digits
             late = {"n": 4000, "late": 2100, "longest_late_run": 1500}
-            visit |= {"n": 1200, "transfer_ns": 230_000 + number, "timer_ns": 480.0, "cold": visit["round"] % 2 == 1,
+            visit |= {"n": 1200, "transfer_ns": 230_000 + number, "harness_ns": 480.0, "cold": visit["round"] % 2 == 1,
                       "outliers": {"mild": 30, "severe": 10}, "paced": visit["paced"] | late,
                       "tail_ns": [visit["quantiles_ns"][-1] * (1 + i / 100) for i in range(21)],
                       "effective": {"intra_op_threads": 1, "arena": True}}  # fmt: skip

@@ -813,9 +813,9 @@ def test_what_the_harness_adds_is_stated_beside_the_fastest_cell(facts):
     assert "What the harness adds to a query was not measured" in html.render(report.document_of(facts))
     for measurement in facts["measurements"]:
         for visit in measurement["visits"]:
-            visit["timer_ns"] = 1_500.0
+            visit["harness_ns"] = 1_500.0
     document = report.document_of(facts)
-    said = fmt.timing_words(document)
+    said = fmt.harness_words(document)
     assert re.fullmatch(r"The harness adds 1\.50? µs to a query, 0\.1 % of the fastest cell's\.", said), said
     assert all(said.partition(",")[0] in page for page in (html.render(document), markdown.render(document)))
 

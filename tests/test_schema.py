@@ -108,7 +108,7 @@ def text() -> str:
             "corruptions[0].kinds.noise` must be object, got float",
         ),
         (lambda d: d["verdict"]["gates"][0].update(status="maybe"), "verdict.gates[0].status` must be one of pass"),
-        (lambda d: d.pop("timer_ns"), "timer_ns` is missing"),
+        (lambda d: d.pop("harness_ns"), "harness_ns` is missing"),
     ],
 )
 def test_what_is_not_as_described_is_refused_by_its_name(text: str, spoil: Callable, said: str) -> None:

@@ -218,10 +218,10 @@ def paced_title(document: dict[str, Any]) -> str:
     return f"At {run['fps']:g} frames per second, answers due within {latency(run['deadline_ns'])}"
 
 
-def timing_words(document: dict[str, Any]) -> str:
+def harness_words(document: dict[str, Any]) -> str:
     """`The harness adds 1.2 µs to a query, 0.4 % of the fastest cell's.`"""
     derived = document["derived"]
-    added, medians = derived["timer_ns"], [cell["latency_ns"]["value"] for cell in derived["cells"]]
+    added, medians = derived["harness_ns"], [cell["latency_ns"]["value"] for cell in derived["cells"]]
     if added["value"] is None or not any(medians):
         return f"What the harness adds to a query was {absent(added['reason'])}."
     share = added["value"] / min(filter(None, medians))

@@ -207,7 +207,7 @@ def _latency_detail(document: dict[str, Any], labels: Labels) -> Markup:
     settings = document["derived"]["settings"]
     shown = (element("h3", "Settings in effect"), tables_latency.settings(document)) if settings else ()
     detail = tables_latency.latency_detail(document, labels)
-    return _section("Latency in detail", _note(fmt.timing_words(document)), detail, *shown)
+    return _section("Latency in detail", _note(fmt.harness_words(document)), detail, *shown)
 
 
 def _classes(document: dict[str, Any]) -> Markup | None:

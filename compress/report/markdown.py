@@ -286,7 +286,7 @@ def render(document: dict[str, Any]) -> str:
     if texts := [*document["warnings"], *said, *skipped]:
         parts += ["## Warnings", "", *(f"- {escaped(text)}" for text in texts), ""]
     parts += ["## Results", "", *_summary_tables(document)]
-    parts += ["## Comparisons", "", *_comparison_lines(document), "", escaped(fmt.timing_words(document)), ""]
+    parts += ["## Comparisons", "", *_comparison_lines(document), "", escaped(fmt.harness_words(document)), ""]
     for row in document["derived"]["settings"]:
         where = f"{row['runtime']}, {fmt.threads(row['threads'])}, {', '.join(row['stages'])}"
         parts.append(f"- settings in effect in {escaped(where)}: {escaped(row['settings'])}")

@@ -22,7 +22,7 @@ from compress.report.rows_settings import settings_rows
 from compress.report.rows_stages import size_ratio, stage_rows
 from compress.report.rows_sustained import sustained_rows
 from compress.report.rows_tree import tree_row
-from compress.report.rows_validity import sentences, timer_ns
+from compress.report.rows_validity import harness_ns, sentences
 from compress.report.rows_verdict import SHORT_TIERS, verdict
 
 
@@ -62,7 +62,7 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
     """Every derived number of a report, from facts that `report.validate` accepts.
 
     Returns `cells`, `accuracy`, `stages`, `aa`, `pareto`, `size_ratio`, `tree`, `choice`, `ladder`, `elsewhere`,
-    `converted`, `corruptions`, `paced`, `settings`, `sustained`, `classes`, `verdict`, `warnings`, `timer_ns`,
+    `converted`, `corruptions`, `paced`, `settings`, `sustained`, `classes`, `verdict`, `warnings`, `harness_ns`,
     `teacher`, `primary_cell`, `short_tier`.
     Each number is a dict of `value`, `low`, `high` (95 % interval, or None) and `reason` (why something is missing);
     units are in the key (`latency_ns`, `top1_fraction`). Pure: equal facts give equal results. No NaN is ever returned.
@@ -94,5 +94,5 @@ def derive(facts: dict[str, Any]) -> dict[str, Any]:
         "classes": class_rows(facts, row),
         "verdict": verdict(facts, cells, cell, row, aa, size),
         "warnings": [*sentences(cells), *settings_sentences(facts)],
-        "timer_ns": timer_ns(facts),
+        "harness_ns": harness_ns(facts),
     }

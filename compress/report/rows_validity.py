@@ -47,9 +47,9 @@ def flags(measurement: dict[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def timer_ns(facts: dict[str, Any]) -> Estimate:
+def harness_ns(facts: dict[str, Any]) -> Estimate:
     """What the harness adds to a query: the median over all visits of one that does nothing, in the same loop."""
-    found = [visit["timer_ns"] for m in facts["measurements"] for visit in m["visits"] if visit.get("timer_ns")]
+    found = [visit["harness_ns"] for m in facts["measurements"] for visit in m["visits"] if visit.get("harness_ns")]
     return measured(float(np.median(found))) if found else missing("this version of the benchmark did not say")
 
 
